@@ -1,0 +1,66 @@
+"""LLMflation: why the price of a language model's token fell, as a library that you can run.
+
+`import llmflation` loads nothing else: a name loads its module when it is first used, so that the cost model
+works without torch, numpy or matplotlib.
+"""
+
+# Where each public name lives: the few that chapters use.
+_HOMES = {
+    "config": "ModelConfig load_models model_config",
+    "hardware": "Accelerator accelerator load_hardware rental_price",
+    "timing": "Comparison Timing compare time_fn",
+    "cost.prices": "find_offer load_prices",
+    "cost.series": "in_force record",
+    "cost.trends": "Trend decompose factor_per_year fit_price_trend sensitivity",
+    "claims": "claim glue",
+    "predictions": "compare_prediction export_predictions predict",
+    "errors": "BadInputError ClaimError DataError LLMflationError MissingFactError UnknownNameError",
+}
+_HOME_OF = {name: module for module, names in _HOMES.items() for name in names.split()}
+_MODULES = (
+    "claims",
+    "config",
+    "cost",
+    "errors",
+    "facts",
+    "hardware",
+    "predictions",
+    "timing",
+    "units",
+    "viz",
+)
+
+__all__ = sorted([*_HOME_OF, "__version__"])
+
+
+def __getattr__(name: str):
+    from importlib import import_module
+
+    if name == "__version__":
+        value = _version()
+    elif name in _HOME_OF:
+        value = getattr(import_module(f"{__name__}.{_HOME_OF[name]}"), name)
+    elif name in _MODULES:
+        value = import_module(f"{__name__}.{name}")
+    elif name.startswith("_"):
+        raise AttributeError(f"llmflation has no name {name!r}", name=name)
+    else:
+        from llmflation.errors import unknown_name
+
+        raise AttributeError(str(unknown_name("name in llmflation", name, [*_HOME_OF, *_MODULES])), name=name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__, *_MODULES})
+
+
+def _version() -> str:
+    """The version that pyproject.toml gives, as installed."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("llmflation")
+    except PackageNotFoundError:  # run from the sources by a path alone
+        return "0+unknown"

@@ -1,0 +1,92 @@
+"""Figures: labelled, worded, legible, the same bytes each time."""
+
+import re
+import xml.etree.ElementTree as ET
+
+import pytest
+
+from llmflation import viz
+from llmflation.cost.series import in_force, price_rises, record
+from llmflation.cost.trends import fit_price_trend, published_rates, sensitivity
+from llmflation.errors import BadInputError
+
+LEVELS = (42, 64.8, 83)
+FIGURES = {
+    "front": lambda: viz.price_in_force(in_force(64.8), record(64.8)),
+    "levels": lambda: viz.price_levels([(fit_price_trend(record(t), n_boot=50), fit_price_trend(in_force(t), n_boot=50))
+                                        for t in LEVELS]),
+    "rates": lambda: viz.rates(sensitivity(64.8, n_boot=20), published_rates()),
+    "rises": lambda: viz.rises(price_rises()),
+}
+
+
+@pytest.fixture(params=FIGURES)
+def drawn(request, monkeypatch):
+    """A picture with the matplotlib figure that it was made from."""
+    kept, finish = [], viz.picture
+    def remember(figure, alt):
+        kept.append(figure)
+        return finish(figure, alt)
+    monkeypatch.setattr(viz, "picture", remember)
+    return FIGURES[request.param](), kept[0]
+
+
+def test_every_axis_says_its_quantity_and_unit(drawn):
+    _, figure = drawn
+    figure.canvas.draw()
+    for i, ax in enumerate(figure.axes):
+        for axis in (ax.xaxis, ax.yaxis):
+            label = axis.get_label_text()
+            ticks = [t.get_text() for t in axis.get_ticklabels() if t.get_visible() and t.get_text()]
+            names_or_years = all(re.search("[a-z]{2}", t) or re.fullmatch(r"20\d\d", t) for t in ticks)
+            assert "(" in label or names_or_years or (i and axis is ax.yaxis), f"axis {label!r} {ticks[:3]}"
+
+
+def test_no_text_is_small_or_cut(drawn):
+    _, figure = drawn
+    figure.canvas.draw()
+    box = figure.bbox.padded(1)
+    for ax in figure.axes:
+        for text in (*ax.texts, ax.xaxis.label, ax.yaxis.label, *ax.get_xticklabels(), *ax.get_yticklabels()):
+            assert text.get_fontsize() >= 8, text
+        for text in ax.texts:
+            extent = text.get_window_extent()
+            assert box.x0 <= extent.x0 and extent.x1 <= box.x1, f"{text.get_text()!r} leaves the figure"
+
+
+def test_labels_do_not_lie_on_each_other(drawn):
+    _, figure = drawn
+    figure.canvas.draw()
+    for ax in figure.axes:
+        boxes = [(t.get_text(), t.get_window_extent()) for t in ax.texts if t.get_visible() and t.get_text()]
+        for i, (a, box) in enumerate(boxes):
+            for b, other in boxes[:i]:
+                assert not box.padded(-1).overlaps(other.padded(-1)), f"{a!r} lies on {b!r}"
+
+
+def test_the_svg_parses_and_the_words_name_chart_trend_and_number(drawn):
+    picture, _ = drawn
+    assert ET.fromstring(picture.svg).tag.endswith("svg")
+    assert re.search(r"\d", picture.alt) and len(picture.alt.split()) >= 12
+    assert re.search("line|chart|Arrows", picture.alt)
+
+
+def test_the_same_figure_gives_the_same_bytes():
+    assert FIGURES["front"]().svg == FIGURES["front"]().svg
+
+
+def test_a_notebook_gets_the_svg_and_the_words():
+    picture = FIGURES["front"]()
+    data, metadata = picture._repr_mimebundle_()
+    assert data["image/svg+xml"] == picture.svg and metadata["llmflation"]["alt"] == picture.alt
+
+
+def test_words_are_required():
+    with pytest.raises(BadInputError, match="too short"):
+        viz.picture(viz.Figure(), "a plot")
+
+
+@pytest.mark.parametrize("value, text", [(20, "$20"), (37.5, "$37.50"), (0.07, "$0.07"), (0.0125, "$0.0125"),
+                                         (0.7, "$0.70"), (1, "$1"), (0.02187, "$0.0219"), (100, "$100")])
+def test_dollars(value, text):
+    assert viz.dollars(value) == text
