@@ -12,8 +12,16 @@ from hypothesis import strategies as st
 from llmflation import facts
 from llmflation.cost.prices import Blend, Offer, find_offer, load_epoch_prices
 from llmflation.cost.series import Point, Series, in_force, record
-from llmflation.cost.trends import (classify_steps, decompose, factor_per_year, fit_price_trend, least_squares_slope,
-                                    published_rates, sensitivity, theil_sen_slope)
+from llmflation.cost.trends import (
+    classify_steps,
+    decompose,
+    factor_per_year,
+    fit_price_trend,
+    least_squares_slope,
+    published_rates,
+    sensitivity,
+    theil_sen_slope,
+)
 from llmflation.errors import BadInputError, MissingFactError
 
 START = dt.date(2022, 1, 1)

