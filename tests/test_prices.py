@@ -1,5 +1,6 @@
 """Offers and blends: the arithmetic, what is refused, and an outside list of prices."""
 
+import csv
 import datetime as dt
 
 import pytest
@@ -8,7 +9,7 @@ from hypothesis import strategies as st
 
 from llmflation import facts
 from llmflation.cost.prices import BLENDS, Blend, Offer, as_blend, find_offer, load_epoch_prices, load_prices
-from llmflation.errors import BadInputError, MissingFactError, UnknownNameError
+from llmflation.errors import BadInputError, DataError, MissingFactError, UnknownNameError
 
 GPT4 = Offer("gpt-4", "OpenAI", dt.date(2023, 3, 14), input=30, output=60)
 
@@ -76,10 +77,35 @@ def test_find_offer_takes_the_newest_up_to_a_date():
 def test_find_offer_names_the_nearest_model_and_the_known_sellers():
     with pytest.raises(UnknownNameError, match="gpt-4o"):
         find_offer("gpt4o")
-    with pytest.raises(BadInputError, match="no offer of gpt-4 by Groq.*OpenAI from 2023-03-14"):
-        find_offer("gpt-4", "Groq")
-    with pytest.raises(BadInputError, match="on 2020-01-01"):
-        find_offer("gpt-4", on=dt.date(2020, 1, 1))
+    with pytest.raises(UnknownNameError, match="seller of gpt-4 'OpenAl'; nearest: 'OpenAI'"):
+        find_offer("gpt-4", "OpenAl")
+    with pytest.raises(BadInputError, match="by 2020-01-01; the first row is of 2023-03-14"):
+        find_offer("gpt-4", on="2020-01-01")
+    with pytest.raises(BadInputError, match="'last year'"):
+        find_offer("gpt-4", on="last year")
+
+
+def changed(tmp_path, column, value):
+    """The shipped prices with one cell of the first offer with a cached price changed."""
+    rows = facts.read("token_prices")
+    lines = list(csv.DictReader(facts.DATA_DIR.joinpath("token_prices.csv").read_text("utf-8").splitlines()))
+    at = next(i for i, r in enumerate(rows) if r["cached_input_usd_per_mtok"])
+    lines[at][column] = value
+    path = tmp_path / "prices.csv"
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, lines[0])
+        writer.writeheader()
+        writer.writerows(lines)
+    return path
+
+
+@pytest.mark.parametrize("column, value, says", [
+    ("cached_input_usd_per_mtok", "900", "cached input at 900 is dearer than input"),
+    ("date", "2099-02-20", "the price is of 2099-02-20, its source of"),
+])
+def test_a_slip_that_no_single_cell_shows(tmp_path, column, value, says):
+    with pytest.raises(DataError, match=rf"prices.csv line \d+: .*{says}|{says}"):
+        load_prices(changed(tmp_path, column, value))
 
 
 def test_epoch_rows_by_benchmark():

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmflation.cost.prices import Offer, load_prices
+from llmflation.cost.prices import Offer, load_epoch_prices, load_prices
 from llmflation.cost.series import eligible, in_force, price_rises, record
 from llmflation.errors import BadInputError
 
@@ -106,7 +106,7 @@ def test_rises_are_by_one_seller_for_one_model():
 
 
 @pytest.mark.parametrize("threshold, says", [
-    pytest.param(99.5, r"no model reaches MMLU 99.5; the highest score in the data is \d", id="too-high"),
+    pytest.param(99.5, r"no model reaches MMLU 99.5; the highest score here is \d", id="too-high"),
     pytest.param("64.8", "'64.8' is not a score", id="text"),
     pytest.param(float("nan"), "nan is not a score", id="nan"),
     pytest.param(True, "True is not a score", id="bool"),
@@ -119,6 +119,45 @@ def test_a_level_that_is_none(threshold, says):
 def test_an_unknown_set_of_offers():
     with pytest.raises(BadInputError, match="'everything' is no set of offers; choose from own lists, wider"):
         record(50, offers="everything")
+
+
+def test_a_shorter_list_of_models_is_redrawn_as_if_the_others_had_never_been():
+    market = [offer(0, 9.0), offer(50, 1.0, model="cheap"), offer(100, 5.0)]
+    for make in (record, lambda *a, **k: in_force(*a, until=DAY + dt.timedelta(200), **k)):
+        whole, without = make(50, prices=market), make(50, prices=[o for o in market if o.model == "m"])
+        assert whole.redraw({"m"}) == without.points != whole.points
+        late = whole.window(since=DAY + dt.timedelta(60))
+        assert late.redraw({"m"}) == without.window(since=DAY + dt.timedelta(60)).points
+
+
+def test_carried_to_a_day_a_standstill_counts():
+    series = record(50, prices=[offer(0, 9.0), offer(50, 1.0)])
+    longer = series.carried_to("2025-01-01")
+    assert longer.points[:-1] == series.points
+    assert (longer.points[-1].date, longer.points[-1].usd) == (dt.date(2025, 1, 1), 1.0)
+    assert longer.carried_to("2024-01-01") == longer, "an earlier day adds nothing"
+
+
+def test_a_row_that_was_only_partly_checked_is_marked():
+    first, second = record(50, prices=[offer(0, 9.0), offer(50, 1.0, checked=False)]).table().splitlines()
+    assert second.endswith(" ?") and not first.endswith(" ?")
+
+
+def test_a_series_names_its_own_exam():
+    assert "GPQA 33+" in repr(record(33, prices=load_epoch_prices("gpqa_diamond")))
+    with pytest.raises(BadInputError, match="no model reaches GPQA 99"):
+        record(99, prices=load_epoch_prices("gpqa_diamond"))
+
+
+@pytest.mark.parametrize("call, says", [
+    pytest.param(lambda: in_force(42, until="2020-01-01"), "until 2020-01-01 lies before the first offer", id="early"),
+    pytest.param(lambda: in_force(42, until="soon"), "'soon'", id="until"),
+    pytest.param(lambda: record(42).window(since="1.1.2024"), "1.1.2024", id="window"),
+    pytest.param(lambda: record(42, prices=[offer(0, 1.0, score=None)]), "none of these offers has a score", id="none"),
+])
+def test_other_bad_input(call, says):
+    with pytest.raises(BadInputError, match=says):
+        call()
 
 
 def test_nothing_is_dropped_from_the_real_list():

@@ -87,7 +87,7 @@ def test_rounds_go_a_b_b_a(machine):
 def test_the_ratio_is_how_many_times_as_fast_the_second_is(machine):
     found = compare(machine.takes("a", 3), machine.takes("b", 1), repeat=6, clock=machine.clock)
     assert (found.ratio, found.low, found.high, found.n) == (3, 3, 3, 6)
-    assert repr(found) == "The second is 3 times as fast as the first (3 to 3, 95% interval, 6 rounds)."
+    assert repr(found) == "The second is 3 times as fast as the first (95%: 3 to 3)."
 
 
 @given(st.floats(-0.01, 0.05))

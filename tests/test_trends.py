@@ -27,6 +27,14 @@ from llmflation.errors import BadInputError, MissingFactError
 START = dt.date(2022, 1, 1)
 
 
+def made(points):
+    """A series that holds these points, and of a shorter list of models those of the models on it."""
+    def redraw(models):
+        return tuple(p for p in points if p.offer.model in models)
+    models = tuple({p.offer.model: 0 for p in points})
+    return Series("record", "MMLU", 42, Blend(0.75, 0.25), tuple(points), models, redraw)
+
+
 def series(factor=10.0, n=12, models=4, noise=0.0, seed=0, days=90):
     rng = random.Random(seed)
     points = []
@@ -34,7 +42,7 @@ def series(factor=10.0, n=12, models=4, noise=0.0, seed=0, days=90):
         date = START + dt.timedelta(days * i)
         usd = 60 / factor ** (days * i / 365.25) * math.exp(rng.gauss(0, noise))
         points.append(Point(date, usd, Offer(f"m{i % models}", "s", date, usd, usd, score=50.0)))
-    return Series("record", 42, Blend(0.75, 0.25), tuple(points))
+    return made(points)
 
 
 @given(st.lists(st.tuples(st.floats(-5, 5), st.floats(-10, 10)), min_size=3, max_size=25,
@@ -57,7 +65,7 @@ def test_an_exact_fall_is_found(method, factor):
 @pytest.mark.parametrize("scale", [1e-3, 7.0])
 def test_the_unit_of_the_price_does_not_matter(scale):
     base = series(noise=0.5)
-    scaled = Series(base.kind, 42, base.blend, tuple(Point(p.date, p.usd * scale, p.offer) for p in base.points))
+    scaled = made([Point(p.date, p.usd * scale, p.offer) for p in base.points])
     assert fit_price_trend(scaled).factor_per_year == pytest.approx(fit_price_trend(base).factor_per_year)
 
 
@@ -70,18 +78,28 @@ def test_one_wild_point_moves_theil_sen_less():
     base = series(10.0, n=15)
     wild = list(base.points)
     wild[-1] = Point(wild[-1].date, wild[-1].usd * 1000, wild[-1].offer)
-    moved = Series(base.kind, 42, base.blend, tuple(wild))
+    moved = made(wild)
     off = {m: abs(math.log(fit_price_trend(moved, m).factor_per_year / 10)) for m in ("least squares", "theil-sen")}
     assert off["theil-sen"] < 0.1 * off["least squares"]
 
 
 def test_the_interval_resamples_models_not_points():
-    """Ten points of each of three models say no more than one of each: the interval must not shrink with copies."""
+    """Ten points of each of six models say no more than one of each: the interval must not shrink with copies."""
     once = series(noise=0.8, n=6, models=6, days=200, seed=3)
-    copies = tuple(p for p in once.points for _ in range(10))
-    many = Series(once.kind, 42, once.blend, copies)
-    assert fit_price_trend(many).low == pytest.approx(fit_price_trend(once).low)
-    assert fit_price_trend(many).high == pytest.approx(fit_price_trend(once).high)
+    many = made([p for p in once.points for _ in range(10)])
+    width = {s: math.log(t.high / t.low) for s, t in (("once", fit_price_trend(once)), ("many", fit_price_trend(many)))}
+    assert width["many"] == pytest.approx(width["once"], rel=0.1)
+
+
+def test_the_interval_makes_the_series_anew():
+    """One model undercuts four others that never show: lists without it must be in the interval, and are."""
+    rows = [Offer("cheap", "s", START + dt.timedelta(100 * i), 10 / 4**i, 10 / 4**i, score=50.0) for i in range(6)]
+    rows += [Offer(f"m{i}", "s", START + dt.timedelta(100 * i), 20 / 1.2**i, 20 / 1.2**i, score=50.0) for i in range(6)]
+    market = record(50, prices=rows)
+    assert {p.offer.model for p in market.points} == {"cheap"}
+    trend = fit_price_trend(market)
+    alone = fit_price_trend(record(50, prices=rows[6:])).factor_per_year
+    assert trend.low <= alone * 1.01 < trend.factor_per_year / 10
 
 
 def test_the_interval_covers_the_truth_about_as_often_as_it_says():
@@ -110,8 +128,10 @@ def test_no_interval_from_two_models():
     pytest.param(lambda: fit_price_trend(series(days=0)), "needs two dates", id="one-day"),
     pytest.param(lambda: fit_price_trend(series(), "ridge"), "'ridge' is not known", id="method"),
     pytest.param(lambda: fit_price_trend(series(), level=90), "level 90 must lie between 0 and 1", id="percent"),
-    pytest.param(lambda: factor_per_year(-1, 2), "must both be above zero", id="negative-ratio"),
-    pytest.param(lambda: factor_per_year(10, 0), "must both be above zero", id="no-time"),
+    pytest.param(lambda: fit_price_trend(series(), n_boot=0), "n_boot is 0; allowed", id="no-draws"),
+    pytest.param(lambda: factor_per_year("a", 2), "must both be numbers above zero", id="text-ratio"),
+    pytest.param(lambda: factor_per_year(-1, 2), "must both be numbers above zero", id="negative-ratio"),
+    pytest.param(lambda: factor_per_year(10, 0), "must both be numbers above zero", id="no-time"),
 ])
 def test_bad_input(make, says):
     with pytest.raises(BadInputError, match=says):
@@ -137,7 +157,7 @@ def test_published_rates_reach_from_9_to_900_and_leave_rises_out():
 def test_sensitivity_covers_every_choice():
     choices = sensitivity(64.8, n_boot=20)
     text = " ".join(choices)
-    for word in ("headline", "in force", "Theil-Sen", "blend", "offers", "window", "without"):
+    for word in ("headline", "in force", "Theil-Sen", "carried", "blend", "offers", "checked", "window", "without"):
         assert word in text
     assert next(iter(choices.values())).factor_per_year == fit_price_trend(record(64.8)).factor_per_year
     assert len({round(t.factor_per_year, 3) for t in choices.values()}) > 6, "the choices must change the answer"

@@ -1,5 +1,6 @@
 """What the executed chapters claim: collected from their outputs, placed in the site, shown on one page."""
 
+import html
 import math
 import re
 from html.parser import HTMLParser
@@ -54,8 +55,8 @@ def write_page(page: Path, claims: list[dict]) -> bool:
     lines = [INTRO]
     for chapter in dict.fromkeys(c["chapter"] for c in claims):
         own = [c for c in claims if c["chapter"] == chapter]
-        lines += [f"## {_plain(own[0]['chapter_title'])}", "", "| The claim | The number | Guarded range | Where |",
-                  "|---|---|---|---|", *(_row(c) for c in own), ""]
+        lines += [f"## {_plain(own[0]['chapter_title'])}", "", "| The claim | The number | Guarded range |",
+                  "|---|---|---|", *(_row(c) for c in own), ""]
     lines.append(KINDS)
     machines = sorted({f"{c['machine']}, on {c['date']}" for c in claims})
     lines += [f"Computed on {_plain(m)}." for m in machines]
@@ -125,8 +126,9 @@ def _refuse_doubles(kind: str, records: list[dict]) -> None:
 def _row(claim: dict) -> str:
     kind = claim["kind"]
     number = f'<span class="num {kind}" title="{kind}">{_plain(claim["text"])}</span>'
-    where = f'<a href="../{claim["href"]}">{_plain(claim["heading"])}</a>'
-    return f"| {_plain(claim['statement'])} | {number} | {_range(claim['low'], claim['high'])} | {where} |"
+    title = html.escape(claim["heading"], quote=True)
+    statement = f'<a href="../{claim["href"]}" title="{title}">{_plain(claim["statement"])}</a>'
+    return f"| {statement} | {number} | {_range(claim['low'], claim['high'])} |"
 
 
 def _range(low: float | None, high: float | None) -> str:
@@ -136,10 +138,10 @@ def _range(low: float | None, high: float | None) -> str:
 
 
 def _short(x: float) -> str:
-    """Four significant digits at most, thousands apart, never an exponent for an ordinary number."""
+    """Three significant digits and all before the point, thousands apart, never an exponent for an ordinary number."""
     if x == 0 or not 1e-4 <= abs(x) < 1e12:
         return f"{x:.4g}"
-    text = f"{x:,.{max(0, 3 - math.floor(math.log10(abs(x))))}f}"
+    text = f"{x:,.{max(0, 2 - math.floor(math.log10(abs(x))))}f}"
     return text.rstrip("0").rstrip(".") if "." in text else text
 
 

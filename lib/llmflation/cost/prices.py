@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from operator import attrgetter
 
 from .. import facts
-from ..errors import BadInputError, MissingFactError, unknown_name
+from ..errors import BadInputError, DataError, MissingFactError, unknown_name
+from ..units import add_months, as_date
 
 ROUTER_MINIMUM = "cheapest listed host"  # a router's least price over many sellers, not one seller's list
 NO_OFFERS = ("index_point", "announced")
-EPOCH_BENCHMARKS = ("mmlu", "gpqa_diamond", "humaneval", "math500")
+EPOCH_BENCHMARKS = {"mmlu": "MMLU", "gpqa_diamond": "GPQA", "humaneval": "HumanEval", "math500": "MATH-500"}
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,8 @@ def as_blend(blend: "str | Mapping | Blend") -> Blend:
 class Offer:
     """What one seller asked for one model from `date` on, in USD per million tokens.
 
-    `score` is the model's MMLU, or that of the benchmark that the loader was asked for; None when not known.
+    `score` is the model's score on `exam`, None when not known; `checked` says whether the whole row was read in
+    its source.
     """
 
     model: str
@@ -71,8 +73,9 @@ class Offer:
     kind: str = "launch"
     open_weights: bool | None = None
     active_params_b: float | None = None
+    exam: str = "MMLU"
+    checked: bool = True
     where: str = ""
-    note: str = ""
 
     def usd(self, blend="3:1") -> float:
         """The blended price, USD per million tokens; MissingFactError when the blend needs an unknown price.
@@ -114,11 +117,16 @@ def load_prices(path=None) -> tuple[Offer, ...]:
 
 
 def _offer(row) -> Offer:
+    cached, read = row["cached_input_usd_per_mtok"], row["input_usd_per_mtok"]
+    if cached is not None and cached > read:
+        raise DataError(f"{row.where}: cached input at {cached:g} is dearer than input at {read:g}; mend one of them.")
+    if row["source_date"] and row["date"] > add_months(row["source_date"], 12):
+        raise DataError(f"{row.where}: the price is of {row['date']}, its source of {row['source_date']}; correct one.")
     return Offer(
         model=row["model"], seller=row["provider"], date=row["date"], kind=row["date_kind"],
-        input=row.require("input_usd_per_mtok"), output=row.require("output_usd_per_mtok"),
-        cached=row["cached_input_usd_per_mtok"], score=row["mmlu"], open_weights=row["open_weights"],
-        active_params_b=row["active_params_b"], where=row.where, note=row["note"] or "",
+        input=read, output=row["output_usd_per_mtok"],
+        cached=cached, score=row["mmlu"], open_weights=row["open_weights"],
+        active_params_b=row["active_params_b"], checked=row["verified"] == "yes", where=row.where,
     )
 
 
@@ -133,18 +141,24 @@ def load_epoch_prices(benchmark: str = "mmlu") -> tuple[Offer, ...]:
         raise unknown_name("benchmark", benchmark, EPOCH_BENCHMARKS)
     price = "usd_per_mtok_blended_3to1"
     offers = [Offer(r["model"], "as listed by Epoch AI", r["date"], r.require(price), r.require(price),
-                    score=r[benchmark], where=r.where) for r in rows]
+                    score=r[benchmark], exam=EPOCH_BENCHMARKS[benchmark], where=r.where) for r in rows]
     return tuple(sorted(offers, key=attrgetter("date", "model")))
 
 
-def find_offer(model: str, seller: str | None = None, on: dt.date | None = None, *, prices=None) -> Offer:
-    """The offer of a model in force at a date (the newest one without a date), by its seller if named."""
+def find_offer(model: str, seller: str | None = None, on=None, *, prices=None) -> Offer:
+    """The offer of a model in force at a date (the newest one without a date), by its seller if named.
+
+    `on` is a date, or text like '2024-07-01'. An unknown model or seller is refused with the nearest names.
+    """
     prices = load_prices() if prices is None else prices
+    on = as_date(on) if on is not None else max(p.date for p in prices)
     if model not in {p.model for p in prices}:
         raise unknown_name("model", model, {p.model for p in prices})
     asked = [p for p in prices if p.model == model and not p.withdrawn]
-    fit = [p for p in asked if seller in (None, p.seller) and (on is None or p.date <= on)]
+    if seller is not None and seller not in {p.seller for p in asked}:
+        raise unknown_name(f"seller of {model}", seller, {p.seller for p in asked})
+    fit = [p for p in asked if seller in (None, p.seller) and p.date <= on]
     if not fit:
-        sellers = ", ".join(sorted({f"{p.seller} from {p.date}" for p in asked}))
-        raise BadInputError(f"no offer of {model} by {seller or 'anyone'} on {on}; there are: {sellers}.")
+        first = min(p.date for p in asked if seller in (None, p.seller))
+        raise BadInputError(f"nobody asked a price for {model} by {on}; the first row is of {first}.")
     return max(fit, key=attrgetter("date"))

@@ -6,12 +6,12 @@ It can only fall. The price **in force** is the least that is asked at each mont
 
 import datetime as dt
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass, field, replace
 from operator import attrgetter
 
 from ..errors import BadInputError
-from ..units import add_months
+from ..units import add_months, as_date
 from .prices import Blend, Offer, as_blend, load_prices
 
 OFFER_SETS = ("own lists", "wider")
@@ -28,12 +28,18 @@ class Point:
 
 @dataclass(frozen=True)
 class Series:
-    """The prices at one level of quality: `kind` is 'record' or 'in force'."""
+    """The prices at one level of quality: `kind` is 'record' or 'in force', `models` are all that reach the level.
+
+    `redraw(models)` gives the points that a list with only these models would have given.
+    """
 
     kind: str
+    exam: str
     threshold: float
     blend: Blend
     points: tuple[Point, ...]
+    models: tuple[str, ...] = field(repr=False)
+    redraw: Callable[[Collection[str]], tuple[Point, ...]] = field(repr=False, compare=False)
 
     @property
     def changes(self) -> tuple[Point, ...]:
@@ -43,24 +49,39 @@ class Series:
     @property
     def rises(self) -> tuple[tuple[Point, Point], ...]:
         """Each pair of neighbouring points between which the price went up."""
-        return tuple((a, b) for a, b in zip(self.points, self.points[1:]) if b.usd > a.usd)
+        return tuple((a, b) for a, b in zip(self.points, self.points[1:], strict=False) if b.usd > a.usd)
 
     @property
     def fall(self) -> float:
         """How many times the last price goes into the first."""
         return self.points[0].usd / self.points[-1].usd
 
-    def window(self, since: dt.date | None = None, until: dt.date | None = None) -> "Series":
-        """The points from `since` to `until`, both included."""
-        kept = [p for p in self.points if (not since or p.date >= since) and (not until or p.date <= until)]
-        return replace(self, points=tuple(kept))
+    def window(self, since=None, until=None) -> "Series":
+        """The points from `since` to `until` (dates, or text like '2025-01-01'), both included."""
+        since, until = since and as_date(since), until and as_date(until)
+
+        def cut(points):
+            return tuple(p for p in points if (not since or p.date >= since) and (not until or p.date <= until))
+
+        return replace(self, points=cut(self.points), redraw=lambda models: cut(self.redraw(models)))
+
+    def carried_to(self, date) -> "Series":
+        """The same with one more point, the last price at `date`: so that a standstill counts in a fit."""
+        date = as_date(date)
+
+        def carry(points):
+            return (*points, replace(points[-1], date=date)) if points and points[-1].date < date else points
+
+        return replace(self, points=carry(self.points), redraw=lambda models: carry(self.redraw(models)))
 
     def table(self) -> str:
-        """The changes, a line each: date, price, offer."""
-        return "\n".join(f"{p.date}  {'$' + format(p.usd, '.4g'):<9} {p.offer}" for p in self.changes)
+        """The changes, a line each: date, price, offer; a question mark where the row was only partly checked."""
+        lines = (f"{p.date}  {'$' + format(p.usd, '.4g'):<9} {p.offer}{'' if p.offer.checked else ' ?'}"
+                 for p in self.changes)
+        return "\n".join(lines)
 
     def __repr__(self) -> str:
-        head = f"{self.kind} price at MMLU >= {self.threshold:g} ({self.blend}): {len(self.points)} points"
+        head = f"{self.kind}, {self.exam} {self.threshold:g}+, {self.blend}: {len(self.points)} points"
         if not self.points:
             return head
         a, b = self.points[0], self.points[-1]
@@ -68,7 +89,7 @@ class Series:
 
 
 def eligible(threshold: float, *, offers: str = "own lists", prices=None) -> list[Offer]:
-    """The offers of models whose MMLU reaches `threshold`, oldest first.
+    """The offers of models whose score reaches `threshold`, oldest first; the exam is that of `prices`.
 
     `offers='own lists'` keeps to metered prices from a seller's own list; 'wider' adds monthly plans and the
     router's minimum over many hosts. A model without a known score reaches no threshold.
@@ -79,42 +100,57 @@ def eligible(threshold: float, *, offers: str = "own lists", prices=None) -> lis
         raise BadInputError(f"threshold {threshold!r} is not a score; write an MMLU score like 64.8.")
     prices = load_prices() if prices is None else prices
     scored = [p for p in prices if p.score is not None and not p.withdrawn]
+    if not scored:
+        raise BadInputError("none of these offers has a score; load_prices() has some with one.")
     kept = [p for p in scored if p.score >= threshold and (offers == "wider" or p.on_own_list)]
     if not kept:
-        best = max((p.score for p in scored), default=None)
-        raise BadInputError(f"no model reaches MMLU {threshold:g}; the highest score in the data is {best}.")
+        best = max(p.score for p in scored)
+        raise BadInputError(f"no model reaches {scored[0].exam} {threshold:g}; the highest score here is {best}.")
     return sorted(kept, key=attrgetter("date"))
 
 
 def record(threshold: float, *, blend="3:1", offers: str = "own lists", prices=None) -> Series:
     """The running minimum: each offer that was cheaper than everything before it at this level."""
-    blend, points = as_blend(blend), []
+    blend = as_blend(blend)
     candidates = eligible(threshold, offers=offers, prices=prices)
-    for offer in sorted(candidates, key=lambda o: (o.date, o.usd(blend))):
-        if not points or offer.usd(blend) < points[-1].usd:
-            points.append(Point(offer.date, offer.usd(blend), offer))
-    return Series("record", threshold, blend, tuple(points))
+    in_turn = sorted(((o.date, o.usd(blend), o) for o in candidates), key=lambda quote: quote[:2])
+
+    def points(models: Collection[str]) -> tuple[Point, ...]:
+        lowest: list[Point] = []
+        for date, usd, offer in in_turn:
+            if offer.model in models and (not lowest or usd < lowest[-1].usd):
+                lowest.append(Point(date, usd, offer))
+        return tuple(lowest)
+
+    return _series("record", threshold, blend, candidates, points)
 
 
-def in_force(threshold: float, *, blend="3:1", offers: str = "own lists", until: dt.date | None = None,
-             prices=None) -> Series:
+def in_force(threshold: float, *, blend="3:1", offers: str = "own lists", until=None, prices=None) -> Series:
     """The least price asked at the start of each month (and on the last day) for a model of this level.
 
     An offer holds until the same seller's next one for that model or its withdrawal, at most 12 months. Months
-    without an offer in force have no point.
+    without an offer in force have no point. `until` is the last day, that of the newest offer if left out.
     """
     blend = as_blend(blend)
     prices = load_prices() if prices is None else prices
     candidates = eligible(threshold, offers=offers, prices=prices)
-    until = until or max(p.date for p in prices)
+    until = as_date(until) if until else max(p.date for p in prices)
+    if until < candidates[0].date:
+        raise BadInputError(f"until {until} lies before the first offer at this level, {candidates[0].date}.")
     spans = _spans([*candidates, *(p for p in prices if p.withdrawn)])
-    points = []
-    for day in _month_starts(candidates[0].date, until):
-        live = [o for o, end in spans if o.date <= day < end]
-        if live:
-            least = min(live, key=lambda o: o.usd(blend))
-            points.append(Point(day, least.usd(blend), least))
-    return Series("in force", threshold, blend, tuple(points))
+    spans.sort(key=lambda span: span[0].usd(blend))
+    live = [(day, [o for o, end in spans if o.date <= day < end]) for day in _month_starts(candidates[0].date, until)]
+
+    def points(models: Collection[str]) -> tuple[Point, ...]:
+        least = ((day, next((o for o in cheapest_first if o.model in models), None)) for day, cheapest_first in live)
+        return tuple(Point(day, offer.usd(blend), offer) for day, offer in least if offer)
+
+    return _series("in force", threshold, blend, candidates, points)
+
+
+def _series(kind, threshold, blend, candidates, points) -> Series:
+    models = tuple(dict.fromkeys(o.model for o in candidates))
+    return Series(kind, candidates[0].exam, threshold, blend, points(set(models)), models, points)
 
 
 def _spans(offers: Iterable[Offer]) -> list[tuple[Offer, dt.date]]:

@@ -7,7 +7,9 @@ import datetime as dt
 import math
 import random
 import statistics
+from collections import Counter
 from dataclasses import dataclass
+from numbers import Real
 
 from .. import facts
 from ..errors import BadInputError, MissingFactError
@@ -15,12 +17,14 @@ from ..units import years_between
 from .prices import Blend, Offer, as_blend, load_prices
 from .series import Series, in_force, record
 
+TURN = dt.date(2025, 1, 1)  # the window of the first two years ends here
+
 
 @dataclass(frozen=True)
 class Trend:
     """A fitted rate: the price is divided by `factor_per_year` each year, `low` to `high` at `level`.
 
-    `low` and `high` are None when fewer than three models hold the points: no interval can be had then.
+    `low` and `high` are None when other draws of models give no series to fit: no interval can be had then.
     """
 
     series: Series
@@ -43,18 +47,18 @@ class Trend:
     def __repr__(self) -> str:
         s = self.series
         interval = "no interval" if self.low is None else f"{self.level:.0%}: {self.low:.3g} to {self.high:.3g}"
-        return (f"{s.kind}, MMLU {s.threshold:g}+: {self.factor_per_year:.3g}x a year ({interval}), "
+        return (f"{s.kind}, {s.exam} {s.threshold:g}+: {self.factor_per_year:.3g}x a year ({interval}), "
                 f"{len(s.points)} points, {self.method}")
 
 
-def fit_price_trend(series: Series, method: str = "least squares", *, level: float = 0.9, n_boot: int = 1000,
+def fit_price_trend(series: Series, method: str = "least squares", *, level: float = 0.9, n_boot: int = 400,
                     seed: int = 0) -> Trend:
     """Fit a straight line to log price over time.
 
     `method` is 'least squares' or 'theil-sen' (the median of all pairwise slopes, which a few odd points cannot
-    move). The interval is a percentile bootstrap that draws whole models with replacement, with all points that
-    a model holds: points of one model are not independent news. It measures how much the answer hangs on which
-    models happen to be there, and is rough with so few. BadInputError below three points.
+    move). The interval is a percentile bootstrap that draws whole models from the list, with replacement, makes
+    the series anew from the models drawn, and fits that: so it measures how much the answer hangs on which models
+    happen to be on the list. BadInputError below three points.
 
     >>> round(fit_price_trend(record(42)).factor_per_year)  # doctest: +SKIP
     13
@@ -67,14 +71,15 @@ def fit_price_trend(series: Series, method: str = "least squares", *, level: flo
     if len(series.points) < 3:
         raise BadInputError(
             f"a trend needs at least 3 points, this window has {len(series.points)} "
-            f"({series.kind}, MMLU >= {series.threshold:g}); widen it or lower the threshold."
+            f"({series.kind}, {series.exam} {series.threshold:g}+); widen it or lower the threshold."
         )
-    start = series.points[0].date
-    xy = [(years_between(start, p.date), math.log(p.usd)) for p in series.points]
+    if isinstance(n_boot, bool) or not isinstance(n_boot, int) or n_boot < 1:
+        raise BadInputError(f"n_boot is {n_boot!r}; allowed: a whole number of 1 or more, like 400.")
+    xy = _log_prices(series.points)
     if xy[0][0] == xy[-1][0]:
-        raise BadInputError(f"all {len(xy)} points lie on {start}: a trend needs two dates.")
+        raise BadInputError(f"all {len(xy)} points lie on {series.points[0].date}: a trend needs two dates.")
     slope = slope_of(xy)
-    low, high = _interval(series, xy, slope_of, level, n_boot, seed)
+    low, high = _interval(series, slope_of, level, n_boot, seed)
     middle = statistics.median if method == "theil-sen" else statistics.fmean
     return Trend(series, method, math.exp(-slope), low, high, level, math.exp(middle(y - slope * x for x, y in xy)))
 
@@ -93,18 +98,25 @@ def theil_sen_slope(xy: list[tuple[float, float]]) -> float:
 _METHODS = {"least squares": least_squares_slope, "theil-sen": theil_sen_slope}
 
 
-def _interval(series, xy, slope_of, level, n_boot, seed) -> tuple[float | None, float | None]:
-    """Percentiles of the yearly factor over resampled models; draws without two dates are drawn again."""
-    groups: dict[str, list] = {}
-    for point, pair in zip(series.points, xy):
-        groups.setdefault(point.offer.model, []).append(pair)
-    if len(groups) < 3:
+def _log_prices(points) -> list[tuple[float, float]]:
+    """Years since the first point, and the logarithm of each price."""
+    return [(years_between(points[0].date, p.date), math.log(p.usd)) for p in points]
+
+
+def _interval(series, slope_of, level, n_boot, seed) -> tuple[float | None, float | None]:
+    """Percentiles of the yearly factor over lists of models drawn anew; a model drawn twice counts twice.
+
+    A draw whose series is too short to fit is no answer; when more than half are, there is no interval.
+    """
+    rng, factors = random.Random(seed), []
+    for _ in range(n_boot):
+        times = Counter(rng.choices(series.models, k=len(series.models)))
+        points = series.redraw(times)
+        if len(points) >= 3 and points[0].date < points[-1].date:
+            xy = zip(_log_prices(points), points, strict=True)
+            factors.append(math.exp(-slope_of([pair for pair, p in xy for _ in range(times[p.offer.model])])))
+    if len(factors) <= n_boot / 2 or len(series.models) < 3:
         return None, None
-    models, rng, factors = list(groups.values()), random.Random(seed), []
-    while len(factors) < n_boot:
-        drawn = [pair for group in rng.choices(models, k=len(models)) for pair in group]
-        if len({x for x, _ in drawn}) > 1:
-            factors.append(math.exp(-slope_of(drawn)))
     factors.sort()
     tail = (1 - level) / 2
     return _quantile(factors, tail), _quantile(factors, 1 - tail)
@@ -124,35 +136,38 @@ def factor_per_year(ratio: float, years: float) -> float:
     >>> round(factor_per_year(1000, 3), 2)
     10.0
     """
-    if not ratio > 0 or not years > 0:
-        raise BadInputError(f"ratio {ratio!r} and years {years!r} must both be above zero.")
+    if not all(isinstance(x, Real) and x > 0 for x in (ratio, years)):
+        raise BadInputError(f"ratio {ratio!r} and years {years!r} must both be numbers above zero.")
     return ratio ** (1 / years)
 
 
-def sensitivity(threshold: float, *, since: dt.date | None = None, until: dt.date | None = None,
-                prices=None, n_boot: int = 200) -> dict[str, Trend]:
+def sensitivity(threshold: float, *, since=None, until=None, prices=None, n_boot: int = 400) -> dict[str, Trend]:
     """The same question under other choices: one trend for each, the headline choice first.
 
-    Choices: series, fit, blend, set of offers, window (the years to the end of 2024, and since), and each model
-    of the record left out in turn (of which the two extremes are kept). A window with too few points is absent.
+    Choices: series, fit, blend, set of offers, window (to the end of 2024, and since), and each model of the
+    record left out in turn (of which the two extremes are kept). A window with too few points is absent.
     """
     prices = load_prices() if prices is None else prices
+    last = max(p.date for p in prices)
 
-    def trend(make=record, method="least squares", since=since, until=until, left_out=None, **choice):
-        kept = [p for p in prices if p.model != left_out]
-        return fit_price_trend(make(threshold, prices=kept, **choice).window(since, until), method, n_boot=n_boot)
+    def trend(make=record, method="least squares", keep=lambda offer: True, finish=lambda series: series,
+              since=since, until=until, **choice):
+        series = make(threshold, prices=[p for p in prices if keep(p)], **choice)
+        return fit_price_trend(finish(series.window(since, until)), method, n_boot=n_boot)
 
-    turn = dt.date(2025, 1, 1)
     choices = {
         "headline: record, 3:1, least squares": {},
-        "price in force": {"make": in_force},
         "Theil-Sen": {"method": "theil-sen"},
+        "record, carried to the last day": {"finish": lambda series: series.carried_to(until or last)},
+        "price in force": {"make": in_force},
         "price in force, Theil-Sen": {"make": in_force, "method": "theil-sen"},
         "blend: mean of input and output": {"blend": "mean"},
         "blend: output only": {"blend": "output"},
         "offers: with plans and router minimum": {"offers": "wider"},
-        "window: to the end of 2024": {"until": turn},
-        "window: in force since 2025": {"make": in_force, "since": turn},
+        "offers: fully checked rows only": {"keep": lambda offer: offer.checked},
+        "window: record to the end of 2024": {"until": TURN},
+        "window: in force to the end of 2024": {"make": in_force, "until": TURN},
+        "window: in force since 2025": {"make": in_force, "since": TURN},
     }
     trends = {}
     for label, choice in choices.items():
@@ -160,11 +175,10 @@ def sensitivity(threshold: float, *, since: dt.date | None = None, until: dt.dat
             trends[label] = trend(**choice)
         except BadInputError:
             continue  # too few points for this choice
-    holders = {p.offer.model for p in record(threshold, prices=prices).window(since, until).points}
-    without = sorted(((trend(left_out=m), m) for m in sorted(holders)), key=lambda pair: pair[0].factor_per_year)
-    for t, model in without[:1] + without[-1:]:
-        trends[f"without {model}"] = t
-    return trends
+    holders = sorted({p.offer.model for p in record(threshold, prices=prices).window(since, until).points})
+    without = {f"without {m}": trend(keep=lambda offer, m=m: offer.model != m) for m in holders}
+    extremes = sorted(without, key=lambda label: without[label].factor_per_year)
+    return trends | {label: without[label] for label in (extremes[0], extremes[-1])}
 
 
 def published_rates() -> dict[str, tuple[float, float]]:
@@ -227,14 +241,11 @@ def decompose(before: Offer, after: Offer, *, blend="3:1") -> Decomposition:
 def classify_steps(series: Series) -> dict[str, float]:
     """What moved a record: the product of its steps by cause, each a factor; the causes multiply to `series.fall`.
 
-    'same offer, lower price': the same seller cut the price of the same model. 'same model, other seller':
-    competition for one model. 'other model': a different model took the record.
+    A step comes from the same or another model, at the same or another seller: four causes.
     """
-    product = {"same offer, lower price": 1.0, "same model, other seller": 1.0, "other model": 1.0}
-    for a, b in zip(series.points, series.points[1:]):
-        if a.offer.model != b.offer.model:
-            cause = "other model"
-        else:
-            cause = "same offer, lower price" if a.offer.seller == b.offer.seller else "same model, other seller"
-        product[cause] *= a.usd / b.usd
+    product = {f"{m} model, {s} seller": 1.0 for m in ("same", "other") for s in ("same", "other")}
+    for a, b in zip(series.points, series.points[1:], strict=False):
+        model = "same" if a.offer.model == b.offer.model else "other"
+        seller = "same" if a.offer.seller == b.offer.seller else "other"
+        product[f"{model} model, {seller} seller"] *= a.usd / b.usd
     return product
