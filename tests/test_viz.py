@@ -92,9 +92,3 @@ def test_a_notebook_gets_the_svg_and_the_words():
 def test_words_are_required():
     with pytest.raises(BadInputError, match="too short"):
         viz.picture(viz.Figure(), "a plot")
-
-
-@pytest.mark.parametrize("value, text", [(20, "$20"), (37.5, "$37.50"), (0.07, "$0.07"), (0.0125, "$0.0125"),
-                                         (0.7, "$0.70"), (1, "$1"), (0.02187, "$0.0219"), (100, "$100")])
-def test_dollars(value, text):
-    assert viz.dollars(value) == text

@@ -1,7 +1,6 @@
 """What the executed chapters claim: collected from their outputs, placed in the site, shown on one page."""
 
 import html
-import math
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -10,8 +9,8 @@ from markdown_it import MarkdownIt
 from mdit_py_plugins.colon_fence import colon_fence_plugin
 
 from executed import BookError, executed_pages
+from llmflation.units import significant
 
-MARKS = {"measured": "●", "modelled": "▬", "quoted": "○", "assumed": "┄"}
 MARKDOWN = MarkdownIt("commonmark").use(colon_fence_plugin)  # enough to tell a heading from a comment in a cell
 
 INTRO = """\
@@ -133,16 +132,8 @@ def _row(claim: dict) -> str:
 
 def _range(low: float | None, high: float | None) -> str:
     if low is None or high is None:
-        return f"at least {_short(low)}" if high is None else f"at most {_short(high)}"
-    return f"{_short(low)} to {_short(high)}"
-
-
-def _short(x: float) -> str:
-    """Three significant digits and all before the point, thousands apart, never an exponent for an ordinary number."""
-    if x == 0 or not 1e-4 <= abs(x) < 1e12:
-        return f"{x:.4g}"
-    text = f"{x:,.{max(0, 2 - math.floor(math.log10(abs(x))))}f}"
-    return text.rstrip("0").rstrip(".") if "." in text else text
+        return f"at least {significant(low)}" if high is None else f"at most {significant(high)}"
+    return f"{significant(low)} to {significant(high)}"
 
 
 def _plain(text: str) -> str:

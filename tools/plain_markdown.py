@@ -5,9 +5,9 @@ import re
 from dataclasses import dataclass, field
 
 from executed import BookError
+from llmflation.claims import KINDS
 
 ELSEWHERE = "(printed by the cell above)"
-MARKS = {"modelled": "▬", "quoted": "○", "assumed": "┄"}
 
 FENCE = re.compile(r"^(?P<indent> *)(?P<fence>`{3,}|~{3,}|:{3,})(?:\{(?P<name>[^}\s]+)\})?[ \t]*(?P<arg>.*?)[ \t]*$")
 INLINE = re.compile(
@@ -162,7 +162,7 @@ class Translator:
             number, kind = self.lookup.find("glued", body.split(":")[0])
             if kind == "measured":  # another machine, another number
                 return ELSEWHERE
-            return number.replace("$", r"\$") + f"<sup>{MARKS[kind]}</sup>"
+            return number.replace("$", r"\$") + f"<sup>{KINDS[kind]}</sup>"
         if role in ("math", "sub", "sup", "kbd"):
             return f"${body}$" if role == "math" else f"<{role}>{body}</{role}>"
         if role == "abbr":

@@ -15,7 +15,7 @@ from numbers import Real
 
 from .errors import BadInputError, ClaimError
 
-KINDS = {"measured": "●", "modelled": "▬", "quoted": "○", "assumed": "┄"}  # the mark that each kind wears
+KINDS = {"measured": "●", "quoted": "○", "modelled": "▬", "assumed": "┄"}  # strongest first; each with its mark
 PREFIX = "application/papermill.record/"  # a notebook front end shows nothing for this type
 WIDEST = 0.25  # the guard of a claim that no machine changes reaches at most this far from its number
 

@@ -3,11 +3,11 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from math import comb, floor
+from math import comb
 from statistics import median
 
 from llmflation.errors import BadInputError, bad_input
-from llmflation.units import duration
+from llmflation.units import duration, quantile
 
 CONFIDENCE = 0.95
 
@@ -61,7 +61,7 @@ def time_fn(
     _check(repeat, 1, warmup, calls, fn=fn, clock=clock, synchronize=synchronize)
     _warm_up((fn,), warmup, synchronize)
     times = [_once(fn, calls, synchronize, clock) for _ in range(repeat)]
-    return Timing(median(times), _quantile(times, 0.75) - _quantile(times, 0.25), repeat)
+    return Timing(median(times), quantile(times, 0.75) - quantile(times, 0.25), repeat)
 
 
 def compare(
@@ -114,14 +114,6 @@ def _warm_up(fns, warmup, synchronize) -> None:
             fn()
     if synchronize:
         synchronize()
-
-
-def _quantile(values: list[float], share: float) -> float:
-    """Linear between the two nearest order statistics, as numpy does by default."""
-    ordered, place = sorted(values), share * (len(values) - 1)
-    below = floor(place)
-    above = min(below + 1, len(ordered) - 1)
-    return ordered[below] + (place - below) * (ordered[above] - ordered[below])
 
 
 def _interval_rank(n: int) -> int:

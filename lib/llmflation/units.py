@@ -97,6 +97,18 @@ def significant(x: float, digits: int = 3) -> str:
     return "0" if text == "-0" else text
 
 
+def quantile(values, share: float) -> float:
+    """The value below which `share` of the values lie, linear between the two nearest ones.
+
+    >>> quantile([4, 1, 2, 3], 0.5)
+    2.5
+    """
+    ordered, place = sorted(values), share * (len(values) - 1)
+    below = math.floor(place)
+    above = min(below + 1, len(ordered) - 1)
+    return ordered[below] + (place - below) * (ordered[above] - ordered[below])
+
+
 def usd(x: float, digits: int = 3) -> str:
     """US dollars: cents where there are cents, and more places where a small price needs them.
 

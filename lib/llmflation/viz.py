@@ -17,6 +17,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from .cost.series import Series
 from .cost.trends import Trend
 from .errors import BadInputError
+from .units import usd
 
 matplotlib.style.use("llmflation.book")  # the course's style; every figure here is made under it
 
@@ -56,23 +57,10 @@ def _axes(height, rows=1, **kwargs):
     return figure, axes if rows > 1 else axes[0]
 
 
-def dollars(value: float, _=None) -> str:
-    """A price for an axis or a label, cents at least and three digits at most.
-
-    >>> dollars(20.0), dollars(37.5), dollars(0.7), dollars(0.0125)
-    ('$20', '$37.50', '$0.70', '$0.0125')
-    """
-    if value >= 1:
-        return f"${value:,.0f}" if value == round(value) else f"${value:,.2f}"
-    decimals = max(2, 2 - math.floor(math.log10(value))) if value > 0 else 2
-    whole, digits = f"{value:.{decimals}f}".split(".")
-    return f"${whole}.{digits.rstrip('0').ljust(2, '0')}"
-
-
 def _money_axis(ax) -> None:
     ax.set_yscale("log")
     ax.yaxis.set_major_locator(LogLocator(10))
-    ax.yaxis.set_major_formatter(FuncFormatter(dollars))
+    ax.yaxis.set_major_formatter(FuncFormatter(lambda price, _: usd(price)))
     ax.yaxis.set_minor_formatter(NullFormatter())
     ax.set_ylabel("price (USD per million tokens)")
 
@@ -94,10 +82,10 @@ def price_in_force(series: Series, record: Series, names: int = 6) -> Picture:
     for i in sorted({0, *labelled[:names - 1]}):
         point = record.points[i]
         low = point.usd < 2 * record.points[-1].usd  # beside the axis there is room only below the point
-        ax.annotate(f"{point.offer.model} {dollars(point.usd)}", (point.date, point.usd), textcoords="offset points",
+        ax.annotate(f"{point.offer.model} {usd(point.usd)}", (point.date, point.usd), textcoords="offset points",
                     xytext=(-6, -14) if low else (7, 5), ha="right" if low else "left", fontsize=8.5, color=BLACK)
     last = series.points[-1]
-    ax.annotate(f"in force\n{dollars(last.usd)}", (last.date, last.usd), xytext=(0, 6), textcoords="offset points",
+    ax.annotate(f"in force\n{usd(last.usd)}", (last.date, last.usd), xytext=(0, 6), textcoords="offset points",
                 fontsize=9, color=GREEN, ha="right")
     if series.rises:
         before, after = max(series.rises, key=lambda pair: pair[1].usd / pair[0].usd)
@@ -110,7 +98,7 @@ def price_in_force(series: Series, record: Series, names: int = 6) -> Picture:
     first = record.points[0]
     return picture(figure, (
         f"Step line of the lowest price in force for a model that scores at least {series.threshold:g} on MMLU, "
-        f"log axis in USD per million tokens: from {dollars(first.usd)} in {first.date:%B %Y} to {dollars(last.usd)} "
+        f"log axis in USD per million tokens: from {usd(first.usd)} in {first.date:%B %Y} to {usd(last.usd)} "
         f"in {last.date:%B %Y}, in {len(series.changes) - 1} steps; steps that go up: {len(series.rises)}."))
 
 
@@ -138,8 +126,9 @@ def price_levels(levels: list[tuple[Series, Series, Trend, Trend]]) -> Picture:
         ax.label_outer()
         ax.set_ylabel("")
     figure.supylabel("price (USD per million tokens)", fontsize=10)
+    turn = f"{late.series.points[0].date:%B %Y}"
     return picture(figure, f"{len(levels)} log charts, one per level, of the price in force in USD per million tokens "
-                           f"with lines fitted before and after {late.series.points[0].date:%B %Y}: {'; '.join(parts)}.")
+                           f"with lines fitted before and after {turn}: {'; '.join(parts)}.")
 
 
 def _mark_rises(ax, series: Series) -> None:
@@ -197,7 +186,7 @@ def rises(pairs, blend="3:1", most: int = 10) -> Picture:
         ax.annotate(f"{b / a:.1f}x", (b, y), xytext=(8, 0), textcoords="offset points", va="center", fontsize=9)
     highest = max(after.usd(blend) for _, after in shown)
     ax.set_xlim(right=highest * 3)
-    ax.xaxis.set_major_formatter(FuncFormatter(dollars))
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda price, _: usd(price)))
     ax.set_xlabel("price before and after (USD per million tokens)")
     a, b = shown[0]
     return picture(figure, (

@@ -13,7 +13,7 @@ from numbers import Real
 
 from .. import facts
 from ..errors import BadInputError, MissingFactError
-from ..units import years_between
+from ..units import quantile, years_between
 from .prices import Blend, Offer, as_blend, load_prices
 from .series import Series, in_force, record
 
@@ -117,17 +117,8 @@ def _interval(series, slope_of, level, n_boot, seed) -> tuple[float | None, floa
             factors.append(math.exp(-slope_of([pair for pair, p in xy for _ in range(times[p.offer.model])])))
     if len(factors) <= n_boot / 2 or len(series.models) < 3:
         return None, None
-    factors.sort()
     tail = (1 - level) / 2
-    return _quantile(factors, tail), _quantile(factors, 1 - tail)
-
-
-def _quantile(ordered: list[float], q: float) -> float:
-    """Linear interpolation between order statistics (as numpy.quantile)."""
-    at = q * (len(ordered) - 1)
-    below = math.floor(at)
-    above = min(below + 1, len(ordered) - 1)
-    return ordered[below] + (at - below) * (ordered[above] - ordered[below])
+    return quantile(factors, tail), quantile(factors, 1 - tail)
 
 
 def factor_per_year(ratio: float, years: float) -> float:
