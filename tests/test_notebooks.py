@@ -161,7 +161,8 @@ def test_a_solution_is_folded_text_and_code(small):
 
 def test_hidden_cells_are_folded_and_tags_stay(small):
     first = code_cells(small)[1]
-    assert first.metadata == {"tags": ["hide-input"], "jupyter": {"source_hidden": True}}
+    assert first.metadata == {"tags": ["hide-input"], "jupyter": {"source_hidden": True}, "cellView": "form"}
+    assert first.source.startswith('#@title Code { display-mode: "form" }\n')
 
 
 def test_the_caption_of_a_figure_follows_its_cell(small):

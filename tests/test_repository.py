@@ -1,6 +1,7 @@
 """Laws over the repository's own files: what they may name, what they may call, and what has to agree with what."""
 
 import ast
+import importlib.metadata
 import json
 import os
 import re
@@ -12,28 +13,43 @@ from pathlib import Path
 
 import pytest
 import yaml
+from packaging.specifiers import SpecifierSet
 
 ROOT = Path(__file__).resolve().parents[1]
 TEXT = {".bib", ".cff", ".css", ".csv", ".ini", ".ipynb", ".js", ".json", ".md", ".mplstyle", ".py", ".sh", ".svg",
         ".toml", ".txt", ".yaml", ".yml", ""}  # fmt: skip
-UNTRACKED = {"_build", "node_modules", "__pycache__"}  # where git is not there to say it
+UNTRACKED = {"_build", "node_modules", "__pycache__", ".git", ".DS_Store", ".predictions.json"}  # where git is silent
 
 
 @cache
 def tracked() -> tuple[Path, ...]:
     """The repository's files, new ones that git would take along included; without git, all but what is built."""
-    if shutil.which("git") and (ROOT / ".git").exists():
+    return files_of(ROOT)
+
+
+def files_of(root: Path) -> tuple[Path, ...]:
+    if shutil.which("git") and (root / ".git").exists():
         command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
-        names = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\0")
-        return tuple(sorted({ROOT / name for name in names if name and (ROOT / name).is_file()}))
-    return tuple(sorted(path for path in ROOT.rglob("*") if path.is_file() and not _is_made(path.relative_to(ROOT))))
+        git = subprocess.run(command, cwd=root, capture_output=True, text=True, encoding="utf-8")
+        if git.returncode == 0:  # git refuses a folder that belongs to somebody else, as in a container
+            names = git.stdout.split("\0")
+            return tuple(sorted({root / name for name in names if name and (root / name).is_file()}))
+    return tuple(sorted(_walk(root)))
 
 
-def _is_made(path: Path) -> bool:
-    parts = set(path.parts[:-1])
-    hidden = {part for part in parts if part.startswith(".") and part not in (".github", ".ci")}
-    made = hidden | (parts & UNTRACKED) | {part for part in parts if part.endswith(".egg-info")}
-    return bool(made) or path.as_posix() in ("pages/claims.md", "chapters/.predictions.json")
+def _walk(root: Path):
+    for folder, folders, names in os.walk(root):
+        here = Path(folder)
+        if "pyvenv.cfg" in names:
+            folders.clear()  # an environment, whatever its name
+            continue
+        folders[:] = [name for name in folders if not _is_made(name)]
+        yield from (here / name for name in set(names) - UNTRACKED if here / name != root / "pages" / "claims.md")
+
+
+def _is_made(folder: str) -> bool:
+    hidden = folder.startswith(".") and folder not in (".github", ".ci")
+    return hidden or folder in UNTRACKED or folder.endswith(".egg-info")
 
 
 @cache
@@ -63,6 +79,17 @@ def requirements(name: str) -> dict[str, str]:
             package, _, version = line.partition("==")
             pins[package.strip().lower().replace("_", "-")] = version.strip()
     return pins
+
+
+def test_where_git_refuses_the_files_are_those_that_nobody_made(tmp_path):
+    ours = {".gitignore", "a.md", "chapters/b.md", ".github/c.yml"}
+    made = {"my env/pyvenv.cfg", "my env/lib/d.py", "_build/e.html", ".tool/f.md", "lib/g.egg-info/SOURCES.txt",
+            "pages/claims.md", "chapters/.predictions.json"}  # fmt: skip
+    for name in ours | made:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / ".git").write_text("gitdir: nowhere\n")
+    assert {path.relative_to(tmp_path).as_posix() for path in files_of(tmp_path)} == ours
 
 
 # ---------------------------------------------------------------------------------------------- what is named
@@ -233,6 +260,26 @@ def test_ci_runs_the_readme_s_commands():
     assert os.access(ROOT / ".ci" / "run", os.X_OK) or os.name == "nt"
 
 
+def test_make_test_runs_every_kind_of_test():
+    recipe = re.search(r"^test: book\b[^\n]*\n((?:\t[^\n]*\n)+)", texts()["Makefile"], re.MULTILINE)
+    assert recipe, "`make test` does not build the book first"
+    lines = recipe[1].splitlines()
+    assert [line for line in lines if re.search(r"notebooks\.py --check$", line)]
+    assert [line for line in lines if re.search(r"-m pytest .*\btests$", line)]
+    (notebooks,) = [line for line in lines if re.search(r"-m pytest .*--nbval-lax .*\bchapters$", line)]
+    assert "--dist loadfile" in notebooks, "the cells of one notebook need one process"
+
+
+def test_ci_runs_on_the_three_systems_with_the_oldest_and_the_newest_python():
+    matrix = yaml.safe_load(texts()[".github/workflows/test.yml"])["jobs"]["test"]["strategy"]["matrix"]
+    assert {system.split("-")[0] for system in matrix["os"]} == {"ubuntu", "macos", "windows"}
+    promised = re.search(r"Python (3\.\d+) to (3\.\d+)", texts()["README.md"])
+    assert promised, "the README does not say from which to which Python"
+    assert sorted(matrix["python"]) == sorted(promised.groups())
+    project = tomllib.loads(texts()["pyproject.toml"])["project"]
+    assert project["requires-python"] == f">={promised[1]}"
+
+
 def test_the_windows_job_runs_the_readme_s_raw_commands():
     raw = [c for c in readme_commands("powershell") if "http.server" not in c and "-m venv" not in c]
     assert len(raw) >= 5
@@ -244,7 +291,7 @@ def test_the_windows_job_runs_the_readme_s_raw_commands():
 
 
 @pytest.mark.parametrize("name", ["requirements.txt", "requirements-test.txt", "requirements-model.txt",
-                                  "constraints.txt", "binder/requirements.txt"])  # fmt: skip
+                                  "requirements-lab.txt", "constraints.txt", "binder/requirements.txt"])  # fmt: skip
 def test_every_version_is_exact(name):
     pins = requirements(name)
     assert pins
@@ -257,6 +304,17 @@ def test_a_package_has_one_version_in_all_files(name):
     assert {p: v for p, v in here.items() if p in root} == {p: root[p] for p in here if p in root}
     if name.startswith("binder/"):
         assert set(here) <= set(root), "Binder needs nothing that the root does not list"
+
+
+def test_every_pinned_version_runs_on_the_oldest_python():
+    pins = requirements("constraints.txt")
+    installed = {
+        (about["Name"].lower().replace("_", "-"), about["Version"]): SpecifierSet(about.get("Requires-Python") or "")
+        for about in (package.metadata for package in importlib.metadata.distributions())
+    }
+    known = installed.keys() & pins.items()
+    assert len(known) > len(pins) / 2, "too few of the pinned versions are installed here to tell"
+    assert not (newer := [pin for pin in known if not installed[pin].contains("3.11.0")]), newer
 
 
 def test_binder_is_complete():
@@ -283,7 +341,7 @@ def test_what_npm_fetches_is_exact_and_has_a_checksum():
 LAYOUT = [
     "README.md", "index.md", "_config.yml", "_toc.yml", "requirements.txt", "pyproject.toml", "Makefile",
     "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md", "CITATION.cff", "LICENSE", "references.bib",
-    ".gitignore", ".ci/run", "binder/requirements.txt", "binder/postBuild", "binder/runtime.txt",
+    ".gitattributes", ".gitignore", ".ci/run", "binder/requirements.txt", "binder/postBuild", "binder/runtime.txt",
     "_static/a11y.js", "_static/course.css", "_static/favicon.svg", "lib/llmflation/__init__.py",
     "lib/llmflation/book.mplstyle", "lib/llmflation/data/README.md", "lib/llmflation/data/CHANGELOG.md",
     "tools/book.py", "tools/notebooks.py", "tools/browser.py", "tools/data_check.py",

@@ -16,8 +16,12 @@ def write_alt_texts(build: Path) -> None:
         path = build / "html" / f"{page}.html"
         text = before = path.read_text("utf-8")
         for cell in cells:
-            figure = cell.metadata.get("mystnb", {}).get("figure", {}).get("name")
-            if figure and cell.metadata["mystnb"].get("image", {}).get("alt") == figure:
+            options = cell.metadata.get("mystnb", {})
+            figure, alt = options.get("figure", {}).get("name"), options.get("image", {}).get("alt")
+            if "figure" in options and not (figure and alt):
+                raise BookError(f"{page}: the figure {figure or 'without a name'} lacks its name or its `image: alt:`. "
+                                "Give both; a figure of llmflation.viz takes its own name as alt.")
+            if figure and alt == figure:
                 text = text.replace(f'alt="{figure}"', f'alt="{html.escape(_words(cell, figure, page))}"')
         if text != before:
             path.write_text(text, "utf-8", newline="\n")

@@ -17,15 +17,20 @@ import sys
 import time
 from pathlib import Path
 
+# The library of this very folder, even where a copy of the folder shares an environment that names another one.
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "lib"))
+
 from alt_texts import write_alt_texts
 from claims_page import collect, write_page
 from executed import BookError
 
 ROOT = Path(__file__).resolve().parent.parent
+LIBRARY = ROOT / "lib"
 BUILD = ROOT / "_build"
 HTML = BUILD / "html"
 STATE = BUILD / "state.json"  # fingerprints of what the site in _build/html was made from
 ERROR = re.compile(r"^[\w.]*(?:Error|Exception|Interrupt|Exit|Warning): .+(?:\n.+)*", re.M)  # a traceback's end
+CELL = re.compile(r"^-{9,}\n(.+?)^-{9,}$", re.M | re.S)  # in a report: the cell that failed
 STARTED = time.perf_counter()
 
 
@@ -46,7 +51,10 @@ def main(argv: list[str]) -> int:
 
 
 def build(fresh: bool = False) -> None:
-    """Make _build/html, _build/claims.json and _build/ledger.json; raises BookError when anything is wrong."""
+    """Make _build/html, _build/claims.json and _build/ledger.json; raises BookError when anything is wrong.
+
+    The two lists are there only when the book stands.
+    """
     now = {"library": fingerprint(library_files()), "book": fingerprint(book_files())}
     before = {} if fresh else read_json(STATE) or {}
     if before == now and (HTML / "index.html").exists():
@@ -56,30 +64,37 @@ def build(fresh: bool = False) -> None:
     if before.get("library") != now["library"]:
         say("The library or its data changed: every chapter runs again." if before else "Every chapter runs.")
         shutil.rmtree(BUILD / ".jupyter_cache", ignore_errors=True)
-    # A page that is gone from the book must go from the site too, and a failed build must not pass as built.
-    for stale in (HTML, BUILD / "jupyter_execute"):
-        shutil.rmtree(stale, ignore_errors=True)
     BUILD.mkdir(exist_ok=True)
+    clear_away()
     write_json(STATE, {"library": now["library"]})
     copy_mathjax(BUILD / "extra" / "mathjax")
     page = ROOT / "pages" / "claims.md"
-    write_page(page, read_json(BUILD / "claims.json") or [])  # the last build's, until this one's are known
+    write_page(page, read_json(BUILD / "last-claims.json") or [])  # until this build's are known
     jupyter_book("--all")
     claims, factors = collect(BUILD)
-    write_json(BUILD / "claims.json", claims)
-    write_json(BUILD / "ledger.json", factors)
     if write_page(page, claims):
         jupyter_book()
     write_alt_texts(BUILD)
     offer_notebooks()
+    write_json(BUILD / "claims.json", claims)
+    write_json(BUILD / "ledger.json", factors)
     write_json(STATE, now)
     say(f"The book stands; claims checked: {len(claims)}.")
 
 
+def clear_away() -> None:
+    """A page that is gone from the book must go from the site too, and a failed build must not pass as built."""
+    for stale in (HTML, BUILD / "jupyter_execute"):
+        shutil.rmtree(stale, ignore_errors=True)
+    if (claims := BUILD / "claims.json").exists():
+        claims.replace(BUILD / "last-claims.json")
+    (BUILD / "ledger.json").unlink(missing_ok=True)
+
+
 def library_files() -> list[Path]:
     """What a chapter's numbers depend on besides its own code."""
-    files = [p for p in (ROOT / "lib" / "llmflation").rglob("*") if p.is_file() and "__pycache__" not in p.parts]
-    return [*files, *ROOT.glob("requirements*.txt"), ROOT / "constraints.txt"]
+    files = [p for p in (LIBRARY / "llmflation").rglob("*") if p.is_file() and "__pycache__" not in p.parts]
+    return [*files, ROOT / "requirements.txt", ROOT / "constraints.txt"]
 
 
 def book_files() -> list[Path]:
@@ -140,18 +155,17 @@ def jupyter_book(*options: str) -> None:
     # `python -m jupyter_book.cli.main` would do nothing and report success; the script may lie anywhere.
     command = [sys.executable, "-c", "from jupyter_book.cli.main import main; main()",
                "build", str(ROOT), "-W", "-n", "--keep-going", *options]
-    environment = {**os.environ, "PYTHONUTF8": "1", "NO_COLOR": "1"}
+    library_first = os.pathsep.join(filter(None, (str(LIBRARY), os.environ.get("PYTHONPATH"))))  # for the kernels too
+    environment = {**os.environ, "PYTHONPATH": library_first, "PYTHONUTF8": "1", "NO_COLOR": "1"}
     problems: list[str] = []
     with (BUILD / "book.log").open("w", encoding="utf-8") as log, subprocess.Popen(
             command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
             text=True, encoding="utf-8", errors="replace") as process:
         for line in process.stdout:
             log.write(line)
-            show(plain(line).replace(str(ROOT) + os.sep, ""), problems)
+            show(plain(line), problems)
     if process.returncode:
-        crash = [] if problems else ERROR.findall((BUILD / "book.log").read_text("utf-8"))
-        crash = crash[-1].splitlines()[0] if crash else "Jupyter Book stopped"
-        what = f"{len(problems)} to mend, named above" if problems else crash
+        what = why_it_crashed((BUILD / "book.log").read_text("utf-8"), problems)
         raise BookError(f"{what}. The whole log is {(BUILD / 'book.log').relative_to(ROOT)}.")
 
 
@@ -174,15 +188,31 @@ def show(line: str, problems: list[str]) -> None:
 
 
 def why_it_stopped(chapter: str) -> str:
-    """The last words of a chapter's error: the sentence meant for the reader, without the way it took."""
+    """The last words of a chapter's error, without the way it took; then where it arose."""
     report = HTML / "reports" / Path(chapter).with_suffix(".err.log")
     text = plain(report.read_text("utf-8")).strip()
-    return (ERROR.findall(text) or text.splitlines())[-1].strip()
+    words = (ERROR.findall(text) or text.splitlines())[-1].strip().splitlines()
+    cell = CELL.search(text)
+    code = [line for line in cell[1].splitlines() if line.strip() and not line.startswith("#")] if cell else []
+    begins = f"The cell begins with `{code[0].strip()}`; the" if code else "The"
+    return "\n".join([*words[:2], f"{begins} whole report is {report.relative_to(ROOT)}."])
+
+
+def why_it_crashed(log: str, problems: list[str]) -> str:
+    """Why Jupyter Book itself ended: pages at fault, a kernel that was killed, or what it said last."""
+    log = plain(log)
+    running = re.findall(r"^(.+): Executing notebook using", log, re.M)
+    if "Kernel died" in log and running:
+        return f"{running[-1]} stopped: its kernel was killed, and out of memory is the usual cause"
+    if problems:
+        return f"{len(problems)} to mend, named above"
+    errors = ERROR.findall(log)
+    return errors[-1].splitlines()[0] if errors else "Jupyter Book stopped"
 
 
 def plain(text: str) -> str:
-    """Terminal colours taken out."""
-    return re.sub(r"\x1b\[[\d;]*m", "", text.rstrip())
+    """Terminal colours taken out, and this folder's own path."""
+    return re.sub(r"\x1b\[[\d;]*m", "", text.rstrip()).replace(str(ROOT) + os.sep, "")
 
 
 def say(text: str) -> None:

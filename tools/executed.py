@@ -16,7 +16,13 @@ def executed_pages(build: Path) -> dict[str, list[nbformat.NotebookNode]]:
     A name is like chapters/01-llmflation. Raises BookError when a page was not executed.
     """
     cache = get_cache(str(build / ".jupyter_cache"))
-    folder = build / "jupyter_execute"
+    try:
+        return _executed(build / "jupyter_execute", cache)
+    finally:
+        cache.db.dispose()  # it would stay open until it is collected, which newer Pythons warn of
+
+
+def _executed(folder: Path, cache) -> dict[str, list[nbformat.NotebookNode]]:
     pages = {}
     for path in sorted(folder.rglob("*.ipynb")):
         name = path.relative_to(folder).with_suffix("").as_posix()

@@ -25,7 +25,8 @@ from plain_markdown import Lookup, Translator
 
 ROOT, BUILD, HTML = book.ROOT, book.BUILD, book.HTML
 CHECKED = "nbval-check-output"
-HIDING = {"hide-input", "hide-cell", "remove-input", "remove-cell"}
+HIDING = {"hide-input": "Code", "remove-input": "Code", "hide-cell": "Guards of the numbers",
+          "remove-cell": "Numbers for the text"}  # tag -> what Colab shows of the folded cell
 
 SETUP = """\
 #@title Set-up: run this cell first {{ display-mode: "form" }}
@@ -154,12 +155,12 @@ def make_code(cell, outputs: list, translate: Translator, count: int) -> list:
     """A code cell, followed by the caption of its figure where it has one."""
     tags = cell.metadata.get("tags", [])
     made = new_code_cell(cell.source, metadata={"tags": tags} if tags else {})
-    if translate.solution is not None:
-        made.metadata["cellView"] = "form"  # Colab folds a cell by this and by the title
-        if not cell.source.startswith("%%"):
-            made.source = f'#@title Solution {translate.solution} {{ display-mode: "form" }}\n{cell.source}'
-    if translate.solution is not None or HIDING.intersection(tags):
-        made.metadata["jupyter"] = {"source_hidden": True}
+    hidden = [HIDING[tag] for tag in tags if tag in HIDING]
+    if translate.solution is not None or hidden:
+        title = hidden[0] if translate.solution is None else f"Solution {translate.solution}"
+        made.metadata |= {"jupyter": {"source_hidden": True}, "cellView": "form"}
+        if not cell.source.startswith("%%"):  # Colab folds a cell by cellView and by this title
+            made.source = f'#@title {title} {{ display-mode: "form" }}\n{cell.source}'
     if CHECKED in tags:
         made.outputs, made.execution_count = kept_outputs(outputs, cell.source), count
     figure = cell.metadata.get("mystnb", {}).get("figure", {})

@@ -58,7 +58,7 @@ class Translator:
         for block in _blocks(text):
             name = block.name if isinstance(block, _Directive) else ""
             if name == "solution-start":
-                self.solution = _exercise_id(block.arg)
+                self.solution, self.continued = _exercise_id(block.arg), False
                 continue
             if name == "solution-end":
                 done.append(self._folded_solution(inside))
@@ -74,7 +74,11 @@ class Translator:
 
     def _folded_solution(self, parts: list[str]) -> str:
         body = "\n\n".join(p for p in parts if p.strip())
-        return _details(f"Solution {self.solution}".strip(), body) if body else ""
+        if not body:
+            return ""
+        title = f"Solution {self.solution}".strip() + (", continued" if self.continued else "")
+        self.continued = True
+        return _details(title, body)
 
     def _block(self, block) -> str:
         if isinstance(block, _Code):

@@ -116,6 +116,7 @@ SCHEMAS: Mapping[str, Schema] = {
         (need(TEXT), "name vendor interconnect"),
         (need(DATE), "launch_date"),
         (POSITIVE, "fp32_tflops tf32_tflops bf16_tflops fp8_tflops int8_tops fp4_tflops process_nm"),
+        (YES_NO, "has_bf16"),
         (need(POSITIVE), "hbm_gb hbm_tb_s tdp_w"),
         (POSITIVE, "interconnect_gb_s msrp_or_estimate_usd"),
         (TEXT, "price_kind"),
@@ -426,7 +427,7 @@ class Catalogue(Mapping):
         raise unknown_name(self._kind, name, self._things)
 
     def __contains__(self, name: object) -> bool:
-        return name in self._things
+        return isinstance(name, str) and name in self._things
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._things)

@@ -180,7 +180,7 @@ def rental_price(chip, date, tier: str = "on-demand") -> RentalPrice:
     >>> rental_price("T4", "2021-01-31")
     T4, on-demand, 2021-01-31: $0.53 per hour, the median of 1 offer from $0.53 to $0.53 (AWS).
     """
-    if tier not in TIERS:
+    if not isinstance(tier, str) or tier not in TIERS:
         raise unknown_name("tier", tier, TIERS)
     day, table = as_date(date), facts.read("gpu_rental_prices")
     first, last = min(r["date"] for r in table), add_months(max(r["date"] for r in table), HOLDS_MONTHS)
@@ -219,7 +219,7 @@ def _nearest_offers(rows: list[facts.Row], day: date) -> str:
 
 def _from_row(row: facts.Row) -> Accelerator:
     peaks = {d: row[c] * TERA for d, c in _PEAK_COLUMNS.items() if row[c] is not None}
-    if "bf16 column" in (row["note"] or ""):  # the table's mark for a chip that has FP16 but no BF16
+    if row["has_bf16"] is False:  # the column holds the chip's FP16 rate then
         peaks.pop("bf16", None)
     interconnect, title = row["interconnect_gb_s"], row["source_title"] or "no source"
     return Accelerator(

@@ -52,7 +52,7 @@ def picture(figure: Figure, alt: str) -> Picture:
 
 def _axes(height, rows=1, **kwargs):
     """A figure of one column, narrow enough to stand whole on a phone, where a point is a pixel."""
-    figure = Figure(figsize=(4.5, height), layout="constrained")
+    figure = Figure(figsize=(4.2, height), layout="constrained")
     axes = figure.subplots(rows, 1, squeeze=False, **kwargs)[:, 0]
     return figure, axes if rows > 1 else axes[0]
 

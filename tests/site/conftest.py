@@ -12,9 +12,8 @@ sys.path.insert(0, str(ROOT / "tools"))
 
 def missing(what: str):
     """A check that cannot be made counts as failed where CI is set, and is skipped with one line elsewhere."""
-    if os.environ.get("CI"):
-        pytest.fail(what, pytrace=False)
-    pytest.skip(what)
+    outcome = pytest.fail.Exception(what, pytrace=False) if os.environ.get("CI") else pytest.skip.Exception(what)
+    raise outcome from None
 
 
 @pytest.fixture(scope="session")
@@ -35,7 +34,7 @@ def base(site):
 
 @pytest.fixture(scope="session")
 def browser():
-    from playwright.sync_api import sync_playwright
+    from playwright.sync_api import Error, sync_playwright
 
     from browser import FLAGS, NoBrowserError, find
 
@@ -44,6 +43,10 @@ def browser():
     except NoBrowserError as error:
         missing(str(error))
     with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=path, args=list(FLAGS))
+        try:
+            chromium = playwright.chromium.launch(executable_path=path, args=list(FLAGS))
+        except Error as error:
+            why = error.message.splitlines()[0]
+            missing(f"{path} does not start ({why}): install Chrome or Chromium, or set CHROME to the path of one.")
         yield chromium
         chromium.close()
