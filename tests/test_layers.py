@@ -21,7 +21,7 @@ COST = [
     "cost.ledger",
     "cost.market",
 ]
-MACHINE = ["layers", "moe", "model", "kvcache", "quant", "sampling", "checkpoint"]
+MACHINE = ["layers", "moe", "model", "kvcache", "quant", "sampling", "checkpoint", "gguf_file", "pretrained"]
 RUNNING = ["scheduler", "engine", "speculative"]
 TOY = ["corpus", "train", "evaluate"]
 EDGES = ["probe", "predictions", "claims", "viz", "thousandfold", "grade"]
@@ -51,6 +51,8 @@ TABLE = (
         "kvcache": [*FACTS, "blocks", "quant"],
         "sampling": FACTS,
         "checkpoint": [*FACTS, "quant"],
+        "gguf_file": [*FACTS, "quant"],
+        "pretrained": [*FACTS, *(m for m in MACHINE if m != "pretrained")],
         "scheduler": [*FACTS, "blocks"],
         "engine": [*FACTS, "blocks", "scheduler", *MACHINE],
         "speculative": [*FACTS, "blocks", *MACHINE],

@@ -56,6 +56,8 @@ class ModelConfig:
     ffn_matrices: int = 3  # 3: gate, up and down (SwiGLU); 2: up and down
     tied_embeddings: bool = False
     context: int = 2048  # tokens
+    rope_theta: float = 10_000.0  # base of the rotary embedding's wavelengths
+    norm_eps: float = 1e-5  # added to the mean square in RMSNorm
     # Mixture of experts: all 0 or None in a dense model.
     n_experts: int = 0
     top_k: int = 0  # routed experts that compute for one token
@@ -85,6 +87,8 @@ class ModelConfig:
             raise bad_input("tied_embeddings", self.tied_embeddings, "True or False")
         if self.ffn_matrices not in (2, 3):
             raise bad_input("ffn_matrices", self.ffn_matrices, "2 (up, down) or 3 (gate, up, down)")
+        for name in ("rope_theta", "norm_eps"):
+            _check_positive(name, getattr(self, name))
         _check_experts(self)
         _check_latent(self)
         _check_heads(self)
@@ -186,6 +190,11 @@ def _from_row(row: facts.Row) -> ModelConfig:
 def _check_whole(name: str, value, least: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise bad_input(name, value, f"a whole number of {least} or more")
+
+
+def _check_positive(name: str, value) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
+        raise bad_input(name, value, "a number above 0")
 
 
 def _check_experts(c: ModelConfig) -> None:

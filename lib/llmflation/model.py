@@ -1,0 +1,177 @@
+"""A language model of the Llama family, small enough to read: embedding, layers, head; and how it writes."""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .config import ModelConfig
+from .errors import BadInputError, bad_input
+from .layers import Block, RMSNorm, rope_table
+
+
+class Transformer(nn.Module):
+    """The architecture of a ModelConfig, with weights at random by `seed` (None: not set at all).
+
+    Refuses what it cannot build yet: experts, sliding windows, latent attention, two-matrix feed-forward blocks.
+    """
+
+    def __init__(self, cfg: ModelConfig, *, seed: int | None = 0):
+        super().__init__()
+        _refuse_unbuilt(cfg)
+        self.cfg = cfg
+        self.embedding = nn.Embedding(cfg.vocab_size, cfg.d_model)
+        self.blocks = nn.ModuleList(Block(cfg) for _ in range(cfg.n_layers))
+        self.norm = RMSNorm(cfg.d_model, cfg.norm_eps)
+        self.head = nn.Linear(cfg.d_model, cfg.vocab_size, bias=False)
+        if cfg.tied_embeddings:
+            self.head.weight = self.embedding.weight
+        cos, sin = rope_table(cfg.head_dim, cfg.context, cfg.rope_theta)
+        self.register_buffer("cos", cos, persistent=False)
+        self.register_buffer("sin", sin, persistent=False)
+        if seed is not None:
+            _initialise(self, seed)
+
+    @classmethod
+    def of(cls, cfg: ModelConfig, state: dict[str, Tensor]) -> "Transformer":
+        """The model that holds these very weights (no second copy is made), ready to write."""
+        with torch.device("meta"):  # no memory for weights that would be thrown away
+            model = cls(cfg, seed=None)
+        model.load_state_dict(state, assign=True)
+        if cfg.tied_embeddings:
+            model.head.weight = model.embedding.weight
+        model.cos, model.sin = rope_table(cfg.head_dim, cfg.context, cfg.rope_theta)
+        return model.eval().requires_grad_(False)
+
+    def forward(self, tokens: Tensor, cache=None, n_new: Tensor | None = None) -> Tensor:
+        """Scores of the next token at every position, (B, T, V), given tokens (B, T), right-padded.
+
+        `n_new` (B,) counts each row's real tokens (all T if left out). With a cache the tokens go on behind what
+        it holds, and it holds them afterwards; prefill, decode and a mix of both are this one call. BadInputError
+        for tokens that are no ids or do not fit; nothing has changed then.
+        """
+        B, T = _checked(tokens, self.cfg.vocab_size).shape
+        n_new = torch.full((B,), T) if n_new is None else n_new
+        held = torch.zeros(B, dtype=torch.long) if cache is None else cache.lengths
+        _check_fit(self.cfg, cache, held, n_new, T)
+        positions = (held[:, None] + torch.arange(T)).clamp(max=self.cfg.context - 1)  # (B, T); padding is clamped
+        cos, sin = self.cos[positions].unsqueeze(1), self.sin[positions].unsqueeze(1)  # (B, 1, T, D)
+        seen = T if cache is None else int((held + n_new).max())
+        mask = (torch.arange(seen) <= positions[:, :, None]).unsqueeze(1)  # (B, 1, T, S)
+        x = self.embedding(tokens)
+        cos, sin = cos.to(x.dtype), sin.to(x.dtype)
+        for layer, block in enumerate(self.blocks):
+            def append(k, v, layer=layer):
+                return (k, v) if cache is None else cache.append(layer, k, v, n_new)
+            x = block(x, cos, sin, mask, append)
+        if cache is not None:
+            cache.advance(n_new)
+        return F.linear(self.norm(x), self.head.weight)
+
+    def describe(self) -> str:
+        """Every tensor's name, shape and count as a table, and the sum, to check by hand."""
+        rows = [(name, " x ".join(map(str, p.shape)), p.numel()) for name, p in self.named_parameters()]
+        width = max(len(name) for name, *_ in rows)
+        lines = [f"{name:<{width}}  {shape:>13}  {count:>13,}" for name, shape, count in rows]
+        total = sum(count for *_, count in rows)
+        return "\n".join([*lines, f"{'sum':<{width}}  {'':>13}  {total:>13,}"])
+
+
+def _initialise(model: Transformer, seed: int) -> None:
+    """Normal weights scaled by their width, so that no signal grows or dies on its way through the layers."""
+    generator = torch.Generator().manual_seed(seed)
+    depth = (2 * model.cfg.n_layers) ** -0.5
+    for name, p in model.named_parameters():
+        if p.ndim == 2:
+            residual = name.endswith(("out.weight", "down.weight"))
+            std = model.cfg.d_model**-0.5 if "embedding" in name else p.shape[1] ** -0.5 * (depth if residual else 1)
+            nn.init.normal_(p, std=std, generator=generator)
+
+
+def _refuse_unbuilt(cfg: ModelConfig) -> None:
+    unbuilt = {"experts": cfg.is_moe, "a sliding window": cfg.sliding_window is not None,
+               "latent attention": cfg.attention == "MLA", "two feed-forward matrices": cfg.ffn_matrices != 3}
+    if found := [what for what, there in unbuilt.items() if there]:
+        raise BadInputError(f"{cfg.name or 'this model'} has {' and '.join(found)}, which Transformer cannot build; "
+                            "the cost model can count it all the same.")
+
+
+def _checked(tokens: Tensor, vocab_size: int) -> Tensor:
+    if not isinstance(tokens, Tensor) or tokens.ndim != 2 or tokens.dtype not in (torch.int32, torch.int64):
+        shape = f"{tokens.dtype} {tuple(tokens.shape)}" if isinstance(tokens, Tensor) else type(tokens).__name__
+        raise BadInputError(f"tokens are {shape}; give whole numbers, (batch, tokens), like torch.tensor([[1, 2]]).")
+    if tokens.shape[1] == 0:
+        raise BadInputError("the prompt has 0 tokens; the model needs one at least to go on from.")
+    wrong = ((tokens < 0) | (tokens >= vocab_size)).nonzero()
+    if len(wrong):
+        row, place = wrong[0].tolist()
+        raise BadInputError(f"token {int(tokens[row, place])} at position {place} of sequence {row} is no id; "
+                            f"allowed: 0 to {vocab_size - 1}.")
+    return tokens
+
+
+def _check_fit(cfg: ModelConfig, cache, held: Tensor, n_new: Tensor, T: int) -> None:
+    if n_new.shape != held.shape or bool((n_new < 0).any() | (n_new > T).any()):
+        raise BadInputError(f"n_new is {n_new.tolist()}; allowed: one number from 0 to {T} for each of "
+                            f"{len(held)} sequences.")
+    if int((held + n_new).max()) > cfg.context:
+        row = int((held + n_new).argmax())
+        raise BadInputError(f"sequence {row} would reach {int((held + n_new)[row])} tokens, and the model's context is "
+                            f"{cfg.context}; shorten the prompt.")
+    if cache is not None:
+        cache.check_room(n_new)
+
+
+def generate(model: Transformer, prompts: Sequence[Sequence[int]], max_new_tokens: int, cache, sampler=None, *,
+             stop: int | None = None, generator: torch.Generator | None = None) -> list[list[int]]:
+    """What the model writes after each prompt: up to `max_new_tokens` ids, ended before the token `stop`.
+
+    Prompts are lists of ids of different lengths and run as one batch; `cache` must be empty and as wide as the
+    batch. `sampler` chooses from the scores (greedy if left out) and draws with `generator`.
+    """
+    written: list[list[int]] = [[] for _ in prompts]
+    for step in stream(model, prompts, max_new_tokens, cache, sampler, stop=stop, generator=generator):
+        for row, token in step.items():
+            written[row].append(token)
+    return written
+
+
+@torch.no_grad()
+def stream(model: Transformer, prompts: Sequence[Sequence[int]], max_new_tokens: int, cache, sampler=None, *,
+           stop: int | None = None, generator: torch.Generator | None = None) -> Iterator[dict[int, int]]:
+    """`generate`, step by step: each step gives the new token of every sequence that still goes on."""
+    if isinstance(max_new_tokens, bool) or not isinstance(max_new_tokens, int) or max_new_tokens < 0:
+        raise bad_input("max_new_tokens", max_new_tokens, "a whole number of 0 or more")
+    tokens, n_new = _padded(prompts)
+    longest = int(n_new.max()) + max_new_tokens
+    if longest > model.cfg.context:
+        raise BadInputError(f"the longest prompt and {max_new_tokens} new tokens are {longest}, the model's context "
+                            f"is {model.cfg.context}; shorten one of them.")
+    going = torch.ones(len(prompts), dtype=torch.bool)
+    for _ in range(max_new_tokens):
+        logits = model(tokens, cache, n_new)  # (B, T, V)
+        last = logits[torch.arange(len(prompts)), (n_new - 1).clamp(min=0)]  # (B, V)
+        chosen = last.argmax(-1) if sampler is None else sampler(last, generator)
+        if stop is not None:
+            going = going & (chosen != stop)
+        if not going.any():
+            return
+        yield {row: int(chosen[row]) for row in going.nonzero().squeeze(-1).tolist()}
+        tokens, n_new = chosen[:, None], going.long()
+
+
+def _padded(prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+    """Prompts as one right-padded tensor (B, T), and their lengths (B,)."""
+    if not prompts:
+        raise BadInputError("there are 0 prompts; give one at least, like [[1, 2, 3]].")
+    for row, prompt in enumerate(prompts):
+        if len(prompt) == 0:
+            raise BadInputError(f"prompt {row} has 0 tokens; the model needs one at least to go on from.")
+        if wrong := [t for t in prompt if isinstance(t, bool) or not hasattr(t, "__index__")]:
+            raise BadInputError(f"prompt {row} holds {wrong[0]!r}, which is no token id; encode the text first.")
+    lengths = torch.tensor([len(p) for p in prompts])
+    tokens = torch.zeros(len(prompts), int(lengths.max()), dtype=torch.long)
+    for row, prompt in enumerate(prompts):
+        tokens[row, : len(prompt)] = torch.tensor([int(t) for t in prompt])
+    return tokens, lengths

