@@ -122,6 +122,11 @@ SCHEMAS: Mapping[str, Schema] = {
         (TEXT, "price_kind"),
         *_SOURCE,
     ),
+    "cloze": _table(
+        "row_id",
+        (need(TEXT), "row_id prompt answer wrong_1 wrong_2 wrong_3 topic"),
+        *_SOURCE,
+    ),
     "electricity": _table(
         "row_id",
         (need(TEXT), "row_id region sector_or_operator period"),
