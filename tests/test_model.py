@@ -41,6 +41,21 @@ def test_a_batch_of_different_lengths_writes_what_each_would_write_alone(model):
     assert together == [generate(model, [p], 30, cache())[0] for p in PROMPTS]
 
 
+@pytest.mark.parametrize("stop", [None, 17])
+def test_without_a_cache_the_same_is_written(model, stop):
+    assert generate(model, PROMPTS, 30, stop=stop) == generate(model, PROMPTS, 30, cache(4), stop=stop)
+
+
+def test_a_cache_really_spares_the_reading(model, monkeypatch):
+    read, forward = [], model.forward
+    monkeypatch.setattr(model, "forward", lambda tokens, *rest: read.append(tokens.numel()) or forward(tokens, *rest))
+    generate(model, [[1, 2, 3]], 10, cache())
+    assert sum(read) == 3 + 9
+    read.clear()
+    generate(model, [[1, 2, 3]], 10)
+    assert sum(read) == sum(range(3, 13))
+
+
 def test_the_future_is_not_seen(model):
     tokens = torch.randint(0, 61, (1, 30), generator=torch.Generator().manual_seed(0))
     changed = tokens.clone()

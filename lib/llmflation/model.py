@@ -123,12 +123,13 @@ def _check_fit(cfg: ModelConfig, cache, held: Tensor, n_new: Tensor, T: int) -> 
         cache.check_room(n_new)
 
 
-def generate(model: Transformer, prompts: Sequence[Sequence[int]], max_new_tokens: int, cache, sampler=None, *,
+def generate(model: Transformer, prompts: Sequence[Sequence[int]], max_new_tokens: int, cache=None, sampler=None, *,
              stop: int | None = None, generator: torch.Generator | None = None) -> list[list[int]]:
     """What the model writes after each prompt: up to `max_new_tokens` ids, ended before the token `stop`.
 
-    Prompts are lists of ids of different lengths and run as one batch; `cache` must be empty and as wide as the
-    batch. `sampler` chooses from the scores (greedy if left out) and draws with `generator`.
+    Prompts are lists of ids of different lengths and run as one batch. `cache` must be empty and as wide as the batch;
+    without one, every step reads all tokens again. `sampler` chooses from the scores (greedy if left out) and draws
+    with `generator`.
     """
     written: list[list[int]] = [[] for _ in prompts]
     for step in stream(model, prompts, max_new_tokens, cache, sampler, stop=stop, generator=generator):
@@ -138,7 +139,7 @@ def generate(model: Transformer, prompts: Sequence[Sequence[int]], max_new_token
 
 
 @torch.no_grad()
-def stream(model: Transformer, prompts: Sequence[Sequence[int]], max_new_tokens: int, cache, sampler=None, *,
+def stream(model: Transformer, prompts: Sequence[Sequence[int]], max_new_tokens: int, cache=None, sampler=None, *,
            stop: int | None = None, generator: torch.Generator | None = None) -> Iterator[dict[int, int]]:
     """`generate`, step by step: each step gives the new token of every sequence that still goes on."""
     if isinstance(max_new_tokens, bool) or not isinstance(max_new_tokens, int) or max_new_tokens < 0:
@@ -158,7 +159,19 @@ def stream(model: Transformer, prompts: Sequence[Sequence[int]], max_new_tokens:
         if not going.any():
             return
         yield {row: int(chosen[row]) for row in going.nonzero().squeeze(-1).tolist()}
-        tokens, n_new = chosen[:, None], going.long()
+        if cache is None:
+            tokens, n_new = _grown(tokens, n_new, chosen, going)
+        else:
+            tokens, n_new = chosen[:, None], going.long()
+
+
+def _grown(tokens: Tensor, lengths: Tensor, chosen: Tensor, going: Tensor) -> tuple[Tensor, Tensor]:
+    """The right-padded tokens (B, T) with the chosen one behind each row that goes on, and the new lengths."""
+    tokens = F.pad(tokens, (0, 1))
+    rows = going.nonzero().squeeze(-1)
+    tokens[rows, lengths[rows]] = chosen[rows]
+    lengths = lengths + going.long()
+    return tokens[:, : int(lengths.max())], lengths
 
 
 def _padded(prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
