@@ -35,10 +35,6 @@ class Picture:
     def _repr_mimebundle_(self, include=None, exclude=None):
         return {"image/svg+xml": self.svg, "text/plain": self.alt}, {"llmflation": {"alt": self.alt}}
 
-    def save(self, path) -> None:
-        with open(path, "w", encoding="utf-8") as file:
-            file.write(self.svg)
-
 
 def picture(figure: Figure, alt: str) -> Picture:
     """The figure as SVG, the same bytes each time; `alt` must say something."""
