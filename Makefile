@@ -11,7 +11,7 @@ PIP = $(PYTHON) -m pip --disable-pip-version-check install
 # pytest and the notebooks use the library of this folder, wherever .venv was made.
 export PYTHONPATH := $(CURDIR)/lib$(if $(PYTHONPATH),:$(PYTHONPATH))
 
-.PHONY: help book serve lab test notebooks lint data-check clean
+.PHONY: help book serve lab test notebooks lint bench data-check clean
 
 help:
 	@echo "make book        build the course into _build/html (the first time: set up $(VENV), some minutes)"
@@ -20,6 +20,7 @@ help:
 	@echo "make test        build it, then run every test"
 	@echo "make notebooks   write the notebook beside each chapter's source"
 	@echo "make lint        look for slips in the code and in the workflows"
+	@echo "make bench       measure beside others: make bench NAME=toy (QUICK=1: within five minutes)"
 	@echo "make data-check  list the facts that are old or not verified (MONTHS=12 to choose the age)"
 	@echo "make clean       remove what was built, and $(VENV)"
 	@echo "Settings: PY=python3.12 (which Python), PORT=8001 (where to serve), TORCH_INDEX (README, 'Linux without a GPU')"
@@ -40,6 +41,11 @@ $(VENV)/.ready: requirements.txt requirements-model.txt constraints.txt pyprojec
 $(VENV)/.ready-to-test: $(VENV)/.ready requirements-test.txt
 	@echo "Installing what the tests need"
 	@$(PIP) -q -r requirements-test.txt
+	@touch "$@"
+
+$(VENV)/.ready-to-bench: $(VENV)/.ready
+	@echo "Installing what the benches compare with"
+	@$(PIP) -q -c constraints.txt -e ".[bench]"
 	@touch "$@"
 
 book: $(VENV)/.ready
@@ -65,12 +71,15 @@ test: book $(VENV)/.ready-to-test
 	@echo "All passed; what was skipped, if anything, is named above."
 
 lint: $(VENV)/.ready-to-test
-	$(PYTHON) -m ruff check lib tools tests
+	$(PYTHON) -m ruff check lib tools tests bench
 	"$(BIN)/zizmor" --offline --quiet .github
+
+bench: $(VENV)/.ready-to-bench
+	@$(PYTHON) -m bench $(or $(NAME),toy) $(if $(QUICK),--quick)
 
 data-check: $(VENV)/.ready
 	@$(PYTHON) tools/data_check.py $(if $(MONTHS),--months $(MONTHS))
 
 clean:
 	rm -rf "$(VENV)" _build .pytest_cache .hypothesis .ruff_cache pages/claims.md lib/*.egg-info
-	find lib tools tests chapters -name __pycache__ -type d -prune -exec rm -rf {} +
+	find lib tools tests bench chapters -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -21,7 +21,7 @@ COST = [
     "cost.ledger",
     "cost.market",
 ]
-MACHINE = ["layers", "moe", "model", "kvcache", "quant", "sampling", "checkpoint", "gguf_file", "pretrained"]
+MACHINE = ["linear", "layers", "moe", "model", "kvcache", "quant", "sampling", "checkpoint", "gguf_file", "pretrained"]
 RUNNING = ["scheduler", "engine", "speculative"]
 TOY = ["corpus", "train", "evaluate"]
 EDGES = ["probe", "predictions", "claims", "viz", "thousandfold", "grade"]
@@ -45,9 +45,10 @@ TABLE = (
         "cost.market": [*FACTS, *(c for c in COST if c != "cost.market")],
         "blocks": FACTS,
         "quant": FACTS,
-        "layers": [*FACTS, "quant"],
-        "moe": [*FACTS, "quant", "layers"],
-        "model": [*FACTS, "quant", "layers", "moe"],
+        "linear": [*FACTS, "quant"],
+        "layers": [*FACTS, "quant", "linear"],
+        "moe": [*FACTS, "quant", "linear", "layers"],
+        "model": [*FACTS, "quant", "linear", "layers", "moe"],
         "kvcache": [*FACTS, "blocks", "quant"],
         "sampling": FACTS,
         "checkpoint": [*FACTS, "quant"],
@@ -57,7 +58,7 @@ TABLE = (
         "engine": [*FACTS, "blocks", "scheduler", *MACHINE],
         "speculative": [*FACTS, "blocks", *MACHINE],
         "corpus": FACTS,
-        "train": [*FACTS, *MACHINE, "corpus"],
+        "train": [*FACTS, *MACHINE, "corpus", "evaluate"],
         "evaluate": [*FACTS, *MACHINE, "corpus"],
     }
     | {name: [*FACTS, *COST, "blocks", *MACHINE, *RUNNING, *TOY, *EDGES] for name in EDGES}

@@ -8,6 +8,7 @@ import torch
 from llmflation.config import ModelConfig, model_config
 from llmflation.errors import BadInputError
 from llmflation.kvcache import ContiguousKVCache
+from llmflation.layers import attend
 from llmflation.model import Transformer, generate, stream
 from llmflation.sampling import Sampler
 
@@ -48,12 +49,56 @@ def test_without_a_cache_the_same_is_written(model, stop):
 
 def test_a_cache_really_spares_the_reading(model, monkeypatch):
     read, forward = [], model.forward
-    monkeypatch.setattr(model, "forward", lambda tokens, *rest: read.append(tokens.numel()) or forward(tokens, *rest))
+    monkeypatch.setattr(model, "forward", lambda tokens, *rest, **named: read.append(tokens.numel())
+                        or forward(tokens, *rest, **named))
     generate(model, [[1, 2, 3]], 10, cache())
     assert sum(read) == 3 + 9
     read.clear()
     generate(model, [[1, 2, 3]], 10)
     assert sum(read) == sum(range(3, 13))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("lengths", [[20, 20, 20, 20], [3, 1, 20, 5], [0, 2, 0, 1]])
+def test_the_last_scores_alone_are_the_last_of_all(model, lengths):
+    tokens = torch.randint(0, 61, (4, 20), generator=torch.Generator().manual_seed(1))
+    n_new = torch.tensor(lengths)
+    every, last = model(tokens, cache(4), n_new), model(tokens, cache(4), n_new, last_only=True)
+    assert last.shape == (4, 1, 61)
+    for row, n in enumerate(lengths):
+        torch.testing.assert_close(last[row, 0], every[row, max(n - 1, 0)], rtol=0, atol=1e-5)
+
+
+@torch.no_grad()
+def test_rows_of_the_same_length_are_stored_as_rows_of_any_length_are(model):
+    """Rows that are all alike take a shorter way into the cache, and out of it."""
+    tokens = torch.randint(0, 61, (3, 12), generator=torch.Generator().manual_seed(1))
+    alike, mixed, counts = cache(3), cache(3), torch.tensor([8, 8, 3])
+    model(tokens[:, :8], alike)
+    model(tokens[:, :8], mixed, counts)
+    after_alike = model(tokens[:, 8:], alike)
+    after_mixed = model(tokens[:, 8:], mixed, torch.tensor([4, 4, 2]))
+    assert alike.lengths.tolist() == [12, 12, 12] and mixed.lengths.tolist() == [12, 12, 5]
+    torch.testing.assert_close(after_mixed[:2], after_alike[:2], rtol=0, atol=1e-5)
+    torch.testing.assert_close(mixed._store[:, :, :2], alike._store[:, :, :2], rtol=0, atol=1e-5)
+    alone = cache()
+    model(tokens[2:, :3], alone)
+    model(tokens[2:, 8:10], alone)
+    torch.testing.assert_close(mixed._store[:, :, 2, :, :5], alone._store[:, :, 0, :, :5], rtol=0, atol=1e-5)
+    assert not mixed._store[:, :, 2, :, 5:].any()  # padding is not stored
+
+
+@torch.no_grad()
+def test_one_token_attends_as_the_last_of_many():
+    """A single query takes its group along in one product; many queries do not."""
+    q, k, v = (torch.randn(2, heads, 9, 8, generator=torch.Generator().manual_seed(heads)) for heads in (6, 2, 2))
+    mask = torch.ones(2, 1, 1, 9, dtype=torch.bool)
+    mask[1, ..., :4] = False
+    wanted = attend(q, k, v, None)[:, :, -1:]
+    torch.testing.assert_close(attend(q[:, :, -1:], k, v, None), wanted)
+    masked = attend(q[:, :, -1:], k, v, mask)
+    torch.testing.assert_close(masked[:1], wanted[:1])
+    torch.testing.assert_close(masked[1:], attend(q[1:, :, -1:], k[1:, :, 4:], v[1:, :, 4:], None))
 
 
 def test_the_future_is_not_seen(model):
@@ -80,6 +125,16 @@ def test_truncate_forgets_and_fork_is_a_copy(model):
     assert not torch.allclose(twins._store[:, :, 0, :, 20], twins._store[:, :, 1, :, 20])
     a.free()
     torch.testing.assert_close(model(text, a), whole, rtol=0, atol=1e-5)
+
+
+def test_a_cache_goes_in_and_out_of_inference_mode(model):
+    held = cache()
+    with torch.inference_mode():
+        model(torch.tensor([[1, 2, 3]]), held)
+        held.truncate(torch.tensor([2]))
+    with torch.no_grad():
+        again = model(torch.tensor([[3]]), held)
+        torch.testing.assert_close(again[:, -1], model(torch.tensor([[1, 2, 3]]))[:, -1], rtol=0, atol=1e-5)
 
 
 def test_the_caches_bytes_are_counted_by_hand():

@@ -101,7 +101,7 @@ def test_bytes_of_nothing():
 
 
 @pytest.mark.parametrize(
-    "write", [units.significant, units.usd, units.times, units.percent, units.nbytes, units.duration]
+    "write", [units.significant, units.usd, units.times, units.percent, units.nbytes, units.in_words, units.duration]
 )
 @pytest.mark.parametrize("bad", [math.nan, math.inf, "3", None, True])
 def test_what_is_no_number_is_not_written(write, bad):

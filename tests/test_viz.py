@@ -6,9 +6,15 @@ import xml.etree.ElementTree as ET
 import pytest
 
 from llmflation import viz
+from llmflation.config import model_config
+from llmflation.corpus import DOMAINS
+from llmflation.cost.counts import count_params
 from llmflation.cost.series import in_force, price_rises, record
 from llmflation.cost.trends import fit_price_trend, published_rates, sensitivity
 from llmflation.errors import BadInputError
+from llmflation.evaluate import Score, Scores
+from llmflation.probe import StepParts
+from llmflation.train import TOY
 
 LEVELS = (42, 64.8, 83)
 
@@ -24,7 +30,19 @@ FIGURES = {
     "levels": lambda: viz.price_levels([level(t) for t in LEVELS]),
     "rates": lambda: viz.rates(sensitivity(64.8, n_boot=20), published_rates()),
     "rises": lambda: viz.rises(price_rises()),
+    "scale": lambda: viz.to_scale({name: count_params(model_config(name)) for name in ("Llama-3.1-8B", "SmolLM2-135M")}
+                                  | {"the toy": count_params(TOY)}),
+    "step": lambda: viz.step_parts({"the toy": StepParts(2.6e-3, 1.7e-3, 0.1e-3, 48_000_000, 32e9),
+                                    "SmolLM2": StepParts(30e-3, 21e-3, 2e-3, 538_000_000, 32e9)}),
+    "domains": lambda: viz.domains(scores(60, 60, 59, 55), scores(40, 3, 60, 20)),
+    "all alike": lambda: viz.domains(scores(60, 60, 60, 60), scores(60, 60, 60, 60)),
+    "distance": lambda: viz.by_distance(Scores("look-up", {at: Score(19, 20) for at in (6, 300, 1020, 2040)})),
 }
+
+
+def scores(*right):
+    """Of sixty problems each, over eight domains."""
+    return Scores("problems", {name: Score(right[i % len(right)], 60) for i, name in enumerate(DOMAINS)})
 
 
 @pytest.fixture(params=FIGURES)
@@ -41,7 +59,7 @@ def drawn(request, monkeypatch):
 def test_every_axis_says_its_quantity_and_unit(drawn):
     _, figure = drawn
     figure.canvas.draw()
-    for ax in figure.axes:
+    for ax in (ax for ax in figure.axes if ax.axison):
         for axis in (ax.xaxis, ax.yaxis):
             label = axis.get_label_text()
             ticks = [t.get_text() for t in axis.get_ticklabels() if t.get_visible() and t.get_text()]

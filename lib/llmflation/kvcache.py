@@ -1,6 +1,7 @@
 """Where a model keeps the keys and values of the tokens that it has read, so that it reads each only once.
 
-A cache offers `lengths`, `append`, `advance`, `truncate`, `fork` and `free`; how it stores is its own affair.
+A cache offers `lengths`, `reserve`, `append`, `advance`, `truncate`, `fork` and `free`; how it stores is its own
+affair. A call of the model is one `reserve`, an `append` for each layer, one `advance`.
 Letters as in `layers`: B sequences, T new tokens, S positions, K key-value heads, D width of a head.
 """
 
@@ -30,25 +31,31 @@ class ContiguousKVCache:
         """Bytes held, used or not."""
         return self._store.nbytes
 
-    def append(self, layer: int, k: Tensor, v: Tensor, n_new: Tensor) -> tuple[Tensor, Tensor]:
-        """Store this call's keys and values (B, K, T, D) of one layer behind what is there, of each sequence the
-        first `n_new`; return all positions that any sequence fills, (B, K, S, D). `advance` ends the call."""
-        store, end = self._store[layer], int((self.lengths + n_new).max())
-        for b, (start, n) in enumerate(zip(self.lengths.tolist(), n_new.tolist(), strict=True)):
-            store[0, b, :, start : start + n] = k[b, :, :n]
-            store[1, b, :, start : start + n] = v[b, :, :n]
-        return store[0, :, :, :end], store[1, :, :, :end]
+    def reserve(self, n_new: Tensor) -> None:
+        """Make out where the `n_new` (B,) tokens of this call go, behind what is there; refuse what would not fit."""
+        held, new = self.lengths.tolist(), n_new.tolist()
+        ends = [h + n for h, n in zip(held, new, strict=True)]
+        for b, end in enumerate(ends):
+            if end > self.capacity:
+                raise BadInputError(f"sequence {b} holds {held[b]} tokens and {new[b]} more do not fit into "
+                                    f"{self.capacity}; make the cache larger or the text shorter.")
+        self._end = max(ends)
+        if len(set(held)) == len(set(new)) == 1:  # all alike: one slice
+            self._stored, self._taken = (..., slice(held[0], ends[0]), slice(None)), (..., slice(new[0]), slice(None))
+        else:
+            row, token = (torch.arange(max(new)) < n_new[:, None]).nonzero(as_tuple=True)
+            self._stored, self._taken = (row, slice(None), self.lengths[row] + token), (row, slice(None), token)
 
-    def check_room(self, n_new: Tensor) -> None:
-        """Refuse tokens that would not fit, before anything is stored."""
-        for b, (held, new) in enumerate(zip(self.lengths.tolist(), n_new.tolist(), strict=True)):
-            if held + new > self.capacity:
-                raise BadInputError(f"sequence {b} holds {held} tokens and {new} more do not fit into {self.capacity}; "
-                                    "make the cache larger or the text shorter.")
+    def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Store this call's keys and values (B, K, T, D) of one layer at the places reserved; return all positions
+        that any sequence fills, (B, K, S, D)."""
+        keys, values = self._store[layer]
+        keys[self._stored], values[self._stored] = k[self._taken], v[self._taken]
+        return keys[:, :, : self._end], values[:, :, : self._end]
 
     def advance(self, n_new: Tensor) -> None:
         """Count the tokens that every layer has now stored."""
-        self.lengths += n_new
+        self.lengths = self.lengths + n_new  # not in place: it may have been made under inference_mode
 
     def truncate(self, lengths: Tensor) -> None:
         """Forget the last tokens: keep `lengths` (B,) of each sequence."""

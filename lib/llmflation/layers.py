@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .config import ModelConfig
+from .linear import Linear
 
 
 class RMSNorm(nn.Module):
@@ -23,21 +24,36 @@ class RMSNorm(nn.Module):
 
 
 def rope_table(head_dim: int, context: int, theta: float) -> tuple[Tensor, Tensor]:
-    """Cosines and sines of every position's angles, each (context, head_dim), float32.
+    """Cosines and sines of every position's angles, each (context, head_dim), float32, ready for `rotate`.
 
     Pair i of a head turns by position * theta ** (-2 i / head_dim); the two halves of a head hold the pairs' first
     and second members, as Hugging Face stores them (Su et al. 2021 interleave them).
     """
     speeds = theta ** (-torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)  # (D/2,)
     angles = torch.outer(torch.arange(context, dtype=torch.float32), speeds)  # (context, D/2)
-    angles = torch.cat((angles, angles), dim=-1)
-    return angles.cos(), angles.sin()
+    cos, sin = angles.cos(), angles.sin()
+    return torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn each head by its position's angles: x (B, heads, T, D), cos and sin (B, 1, T, D)."""
-    first, second = x.chunk(2, dim=-1)
-    return x * cos + torch.cat((-second, first), dim=-1) * sin
+    """Turn each head by its position's angles: x (B, heads, T, D), cos and sin (B, 1, T, D).
+
+    A pair (a, b) becomes (a cos - b sin, b cos + a sin): each half of a head by its cosine, plus the other half by
+    its sine, whose sign `rope_table` has set.
+    """
+    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, dims=-1), sin)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    """What queries (B, H, T, D) gather from the values of the keys that they match, (B, H, T, D).
+
+    Keys and values are (B, K, S, D); mask (B, 1, T, S) is true where a query may look, None: at all before it and at
+    itself.
+    """
+    B, H, T, D = q.shape
+    if T == 1:  # the queries of a group stand one below the other, as if they were tokens: each key is read once
+        return F.scaled_dot_product_attention(q.reshape(B, k.shape[1], -1, D), k, v, attn_mask=mask).reshape(B, H, 1, D)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=k.shape[1] != H)
 
 
 class Attention(nn.Module):
@@ -47,18 +63,17 @@ class Attention(nn.Module):
         super().__init__()
         self.n_heads, self.n_kv_heads, self.head_dim = cfg.n_heads, cfg.n_kv_heads, cfg.head_dim
         heads = cfg.n_heads + 2 * cfg.n_kv_heads
-        self.qkv = nn.Linear(cfg.d_model, heads * cfg.head_dim, bias=False)  # one product instead of three
-        self.out = nn.Linear(cfg.n_heads * cfg.head_dim, cfg.d_model, bias=False)
+        self.qkv = Linear(cfg.d_model, heads * cfg.head_dim)  # one product instead of three
+        self.out = Linear(cfg.n_heads * cfg.head_dim, cfg.d_model)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor, append) -> Tensor:
-        """x (B, T, C); mask (B, 1, T, S), true where a query may look; `append` takes this call's keys and values
-        (B, K, T, D) to the cache and returns all of them (B, K, S, D)."""
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, append) -> Tensor:
+        """x (B, T, C); mask as in `attend`; `append` takes this call's keys and values (B, K, T, D) to the cache and
+        returns all of them (B, K, S, D)."""
         B, T, _ = x.shape
         heads = self.qkv(x).view(B, T, -1, self.head_dim).transpose(1, 2)  # (B, H + 2K, T, D)
-        q, k, v = heads.split((self.n_heads, self.n_kv_heads, self.n_kv_heads), dim=1)
-        k, v = append(rotate(k, cos, sin), v)  # (B, K, S, D)
-        y = F.scaled_dot_product_attention(rotate(q, cos, sin), k, v, attn_mask=mask,
-                                           enable_gqa=self.n_heads != self.n_kv_heads)  # (B, H, T, D)
+        qk, v = heads.split((self.n_heads + self.n_kv_heads, self.n_kv_heads), dim=1)
+        q, k = rotate(qk, cos, sin).split((self.n_heads, self.n_kv_heads), dim=1)
+        y = attend(q, *append(k, v), mask)  # (B, H, T, D)
         return self.out(y.transpose(1, 2).reshape(B, T, -1))
 
 
@@ -67,8 +82,8 @@ class SwiGLU(nn.Module):
 
     def __init__(self, cfg: ModelConfig):
         super().__init__()
-        self.gate_up = nn.Linear(cfg.d_model, 2 * cfg.d_ff, bias=False)  # one product instead of two
-        self.down = nn.Linear(cfg.d_ff, cfg.d_model, bias=False)
+        self.gate_up = Linear(cfg.d_model, 2 * cfg.d_ff)  # one product instead of two
+        self.down = Linear(cfg.d_ff, cfg.d_model)
 
     def forward(self, x: Tensor) -> Tensor:  # (B, T, C) -> (B, T, C)
         gate, up = self.gate_up(x).chunk(2, dim=-1)  # (B, T, F) each
@@ -83,6 +98,6 @@ class Block(nn.Module):
         self.attention_norm, self.attention = RMSNorm(cfg.d_model, cfg.norm_eps), Attention(cfg)
         self.feed_forward_norm, self.feed_forward = RMSNorm(cfg.d_model, cfg.norm_eps), SwiGLU(cfg)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor, append) -> Tensor:  # (B, T, C)
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, append) -> Tensor:  # (B, T, C)
         x = x + self.attention(self.attention_norm(x), cos, sin, mask, append)
         return x + self.feed_forward(self.feed_forward_norm(x))

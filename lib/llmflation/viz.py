@@ -4,20 +4,29 @@ Colours and marks mean the same everywhere (pages/notation.md): green is money; 
 a hollow marker is quoted, a line is modelled, a dashed line is an assumption.
 """
 
+from __future__ import annotations
+
 import datetime as dt
 import io
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import matplotlib.style
 from matplotlib.dates import DateFormatter, YearLocator
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from .cost.series import Series
 from .cost.trends import Trend
 from .errors import BadInputError
-from .units import usd
+from .units import duration, in_words, percent, usd
+
+if TYPE_CHECKING:  # these bring PyTorch along, which the first chapters do without
+    from .cost.counts import ParamCount
+    from .evaluate import Scores
+    from .probe import StepParts
 
 matplotlib.style.use("llmflation.book")  # the course's style; every figure here is made under it
 
@@ -132,11 +141,11 @@ def _mark_rises(ax, series: Series) -> None:
         ax.plot([after.date] * 2, [before.usd, after.usd], color=VERMILLION, linewidth=3.5, solid_capstyle="butt")
 
 
-def _rows(height: float, labels: list[str]):
-    """An axis with a row for each label, the label above its row so that the chart needs no margin for it."""
+def _rows(height: float, labels: list[str], above: float = 5):
+    """An axis with a row for each label, which stands `above` points over its row, so that it needs no margin."""
     figure, ax = _axes(0.8 + height * len(labels))
     for y, label in enumerate(labels):
-        ax.annotate(label, (0, y), xycoords=("axes fraction", "data"), xytext=(0, 5), textcoords="offset points",
+        ax.annotate(label, (0, y), xycoords=("axes fraction", "data"), xytext=(0, above), textcoords="offset points",
                     fontsize=8.5, va="bottom")
     ax.set_xscale("log")
     ax.set_yticks([])
@@ -189,3 +198,99 @@ def rises(pairs, blend="3:1", most: int = 10) -> Picture:
         f"Arrows on a log axis: the {len(shown)} steepest of {len(pairs)} list prices in USD per million tokens that "
         f"their own seller raised; {b.model} at {b.seller} rose {b.usd(blend) / a.usd(blend):.1f} times between "
         f"{a.date} and {b.date}."))
+
+
+# --- chapter 02 -----------------------------------------------------------------------------------------------
+
+BANDS = {"feed_forward": "#C6DBEF", "attention": "#6BAED6", "embedding": "#2171B5", "head": "#2171B5"}
+
+
+def to_scale(counts: dict[str, ParamCount]) -> Picture:
+    """Models as squares whose areas are their parameters, cut into bands for their parts; give the largest first."""
+    largest = max(count.total for count in counts.values())
+    widest = math.sqrt(largest)
+    figure, ax = _axes(4.1)
+    left = 0.0
+    for name, count in counts.items():
+        side, bottom = math.sqrt(count.total), 0.0
+        for band, colour in BANDS.items():
+            height = getattr(count, band) / side
+            ax.add_patch(Rectangle((left, bottom), side, height, facecolor=colour, edgecolor="white", linewidth=0.4))
+            if side == widest and height > 0.03 * widest:
+                ax.annotate(f"{band.replace('_', '-')} {percent(height / side, 2)}",
+                            (left + side / 2, bottom + height / 2), ha="center", va="center", fontsize=8.5,
+                            color="white" if colour == BANDS["head"] else BLACK)
+            bottom += height
+        large = side > widest / 2
+        ax.annotate(f"{name}, {in_words(count.total)}", (left if large else left + side / 2, side), xytext=(0, 4),
+                    textcoords="offset points", fontsize=9, va="bottom", ha="left" if large else "center",
+                    rotation=0 if large else 90)
+        left += side + 0.09 * widest
+    ax.set(xlim=(0, left), ylim=(0, 1.08 * widest), aspect="equal")
+    ax.set_axis_off()
+    sizes = ", ".join(f"{name} with {in_words(count.total)} parameters" for name, count in counts.items())
+    smallest = min(count.total for count in counts.values())
+    return picture(figure, f"A chart of squares drawn to scale, area for parameters: {sizes}. The largest has "
+                           f"{largest / smallest:.0f} times the area of the smallest, and in each the feed-forward "
+                           "part fills the most.")
+
+
+def step_parts(steps: dict[str, StepParts]) -> Picture:
+    """Where a decode step's time goes, one bar for each model; a black tick where reading alone would end."""
+    figure, ax = _rows(0.62, [f"{name}: {duration(step.step_s, 2)} a step" for name, step in steps.items()],
+                       above=12)
+    ax.set_xscale("linear")
+    said = []
+    for y, (name, step) in enumerate(steps.items()):
+        left = 0.0
+        for part, time_s, colour in (("matrices", step.matrices_s, BLUE), ("attention", step.attention_s, PURPLE),
+                                     ("the rest", step.rest_s, GREY)):
+            share = 100 * time_s / step.step_s
+            ax.barh(y, share, 0.42, left, color=colour)
+            if share > 14:
+                ax.annotate(f"{part} {share:.0f}%", (left + share / 2, y), ha="center", va="center", fontsize=8.5,
+                            color="white")
+            left += share
+        ax.plot([100 * step.reading_s / step.step_s] * 2, [y - 0.2, y + 0.3], color=BLACK, linewidth=2)
+        said.append(f"{name} {step.matrices_s / step.step_s:.0%} in its matrix products")
+    ax.annotate("reading alone", (100 * step.reading_s / step.step_s, y + 0.3), xytext=(0, -2), ha="center", va="top",
+                textcoords="offset points", fontsize=8.5)
+    ax.set(xlim=(0, 101), ylim=(len(steps) - 0.4, -0.75))
+    ax.set_xlabel("share of a decode step (%)")
+    return picture(figure, f"Bar chart of where one decode step's time goes, in percent: {'; '.join(said)}. "
+                           "A tick marks how long reading the weights at memory speed would take.")
+
+
+def domains(standard: Scores, hard: Scores) -> Picture:
+    """Exact answers by domain with 95% intervals: the standard split as black dots, the hard one as grey squares."""
+    figure, ax = _rows(0.42, list(standard.by))
+    ax.set_xscale("linear")
+    for scores, colour, marker, shift in ((standard, BLACK, "o", -0.1), (hard, GREY, "s", 0.16)):
+        for y, score in enumerate(scores.by.values()):
+            ax.plot([100 * score.low, 100 * score.high], [y + shift] * 2, color=colour, linewidth=1.4)
+            ax.plot(100 * score.accuracy, y + shift, color=colour, marker=marker, markersize=5.5)
+    for scores, colour, name, end in ((standard, BLACK, "standard", 0.55), (hard, GREY, "hard", 0.95)):
+        end += len(standard.by) - 1
+        ax.plot([100 * scores.mean] * 2, [-0.45, end], color=colour, linewidth=1, linestyle=":", zorder=0)
+        ax.annotate(f"{name}, mean {scores.mean:.0%}", (100 * scores.mean, end), xytext=(-3, 0), va="center",
+                    textcoords="offset points", ha="right", fontsize=8.5, color=colour)
+    ax.set(xlim=(-2, 102), ylim=(len(standard.by) + 0.25, -0.9))
+    ax.set_xlabel("exact answers (%)")
+    worst = min(standard.by, key=lambda name: standard[name].accuracy)
+    return picture(figure, f"Dot chart of exact answers in percent for {len(standard.by)} domains with intervals: the "
+                           f"mean of the standard split is {standard.mean:.0%}, its least {worst} at "
+                           f"{standard[worst].accuracy:.0%}; the mean of the hard split is {hard.mean:.0%}.")
+
+
+def by_distance(scores: Scores) -> Picture:
+    """Look-up accuracy against the distance of the pair that is asked for, with 95% intervals."""
+    figure, ax = _axes(2.6)
+    at = list(scores.by)
+    share = [100 * score.accuracy for score in scores.by.values()]
+    ax.vlines(at, [100 * s.low for s in scores.by.values()], [100 * s.high for s in scores.by.values()], color=BLACK,
+              linewidth=1.4)
+    ax.plot(at, share, color=BLACK, marker="o", markersize=5.5, linewidth=1)
+    ax.set(xlabel="distance of the asked pair (tokens)", ylabel="exact answers (%)", ylim=(0, 104), xlim=(0, None))
+    return picture(figure, f"Line chart of look-up answers that are right, in percent, against the distance of the "
+                           f"asked pair: {share[0]:.0f} at {at[0]} tokens, {share[-1]:.0f} at {at[-1]}, the least "
+                           f"{min(share):.0f}.")

@@ -1,0 +1,116 @@
+"""Measure this machine and a model on it: how fast memory is read, and where the time of one decode step goes."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from .errors import bad_input
+from .kvcache import ContiguousKVCache
+from .layers import attend
+from .linear import Linear
+from .model import Transformer
+from .timing import time_fn
+from .units import duration
+
+
+@dataclass(frozen=True, repr=False)
+class StepParts:
+    """One decode step at batch 1, in seconds: all of it, its matrix products alone, its attention alone.
+
+    `reading_s` is what reading the weights would take at the speed at which this machine reads memory. Weights that
+    stay in the processor's cache from step to step are read faster than that.
+    """
+
+    step_s: float
+    matrices_s: float
+    attention_s: float
+    weight_bytes: int
+    read_bytes_per_s: float
+
+    @property
+    def rest_s(self) -> float:
+        """Norms, rotations, additions, the cache, and calling some twenty operators a layer."""
+        return max(0.0, self.step_s - self.matrices_s - self.attention_s)
+
+    @property
+    def reading_s(self) -> float:
+        return self.weight_bytes / self.read_bytes_per_s
+
+    @property
+    def useful_share(self) -> float:
+        """The share of the step that its matrix products and attention take when each runs alone."""
+        return (self.matrices_s + self.attention_s) / self.step_s
+
+    def __repr__(self) -> str:
+        return (f"A step takes {duration(self.step_s)}: {duration(self.matrices_s)} for the matrix products,\n"
+                f"{duration(self.attention_s)} for attention, {duration(self.rest_s)} for the rest.\n"
+                f"Reading its weights at memory speed takes {duration(self.reading_s)}.")
+
+
+def step_parts(model: Transformer, context: int = 256, repeat: int = 20,
+               read_bytes_per_s: float | None = None) -> StepParts:
+    """Time one decode step of `model` behind `context` tokens, and its parts: the least of `repeat` rounds, in turns.
+
+    The least, since other programs only ever add to a time, and would hit one part and not another. BadInputError for
+    a context that the model has no room for. Memory's speed is measured unless it is given.
+    """
+    runs = step_functions([model], context)
+    for run in runs:
+        run()
+    rounds = [[time_fn(run, repeat=1, warmup=0).median_s for run in runs] for _ in range(repeat)]
+    times = [min(taken) for taken in zip(*rounds, strict=True)]
+    weights = sum(layer.weight.nbytes for layer in _products(model))
+    return StepParts(*times, weights, read_bytes_per_s or memory_bytes_per_s())
+
+
+def step_functions(models: list[Transformer], context: int) -> tuple[Callable, Callable, Callable]:
+    """Three functions: a decode step of each model in turn behind `context` tokens; their matrix products alone; their
+    attention alone.
+
+    The products run in the order of the step, each on its own weights and path, so that weights are as cold as in the
+    step itself. What neither part has is all that lies between them.
+    """
+    cfg, dtype = models[0].cfg, models[0].embedding.weight.dtype
+    if isinstance(context, bool) or not isinstance(context, int) or not 1 <= context < cfg.context:
+        raise bad_input("context", context, f"a whole number from 1 to {cfg.context - 1}")
+    caches = [ContiguousKVCache(cfg, 1, context + 1, dtype) for _ in models]
+    token, held, one = torch.zeros(1, 1, dtype=torch.long), torch.tensor([context]), torch.tensor([1])
+    for model, cache in zip(models, caches, strict=True):
+        with torch.no_grad():
+            model(torch.zeros(1, context, dtype=torch.long), cache, last_only=True)
+
+    @torch.no_grad()
+    def step():
+        for model, cache in zip(models, caches, strict=True):
+            model(token, cache)
+            cache.truncate(held)
+
+    products = [(layer, torch.ones(1, 1, layer.in_features, dtype=dtype)) for m in models for layer in _products(m)]
+
+    @torch.no_grad()
+    def matrices():
+        for layer, x in products:
+            layer(x)
+
+    q, kv = (torch.ones(1, heads, 1, cfg.head_dim, dtype=dtype) for heads in (cfg.n_heads, cfg.n_kv_heads))
+    for cache in caches:
+        cache.reserve(one)
+    stored = [cache.append(layer, kv, kv) for cache in caches for layer in range(cfg.n_layers)]
+
+    @torch.no_grad()
+    def attention():
+        for k, v in stored:
+            attend(q, k, v, None)
+
+    return step, matrices, attention
+
+
+def _products(model: Transformer) -> list[Linear]:
+    return [module for module in model.modules() if isinstance(module, Linear)]
+
+
+def memory_bytes_per_s(nbytes: int = 2**28, repeat: int = 8) -> float:
+    """How fast all threads read a buffer of `nbytes` (256 MiB: more than caches hold), in bytes per second."""
+    buffer = torch.ones(nbytes // 4)
+    return nbytes / time_fn(buffer.sum, repeat=repeat).median_s
