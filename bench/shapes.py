@@ -1,9 +1,8 @@
 """The models that benches run: the toy, and two shapes of more weight. Speed does not depend on what weights say."""
 
-from llmflation import pretrained
 from llmflation.config import ModelConfig
-from llmflation.errors import LLMflationError
 from llmflation.model import Transformer
+from llmflation.pretrained import load_toy
 from llmflation.train import TOY
 
 SHAPES = {
@@ -14,11 +13,5 @@ SHAPES = {
 
 
 def model(shape: str) -> Transformer:
-    """A model of this shape in float32: the shipped toy where there is one, else weights at random."""
-    if shape == "toy":
-        try:
-            shipped = pretrained.load_toy()
-            return getattr(shipped, "model", shipped).float()
-        except (AttributeError, LLMflationError):  # no checkpoint is shipped yet
-            pass
-    return Transformer(SHAPES[shape]).eval().requires_grad_(False)
+    """A model of this shape in float32: the shipped toy, or weights at random."""
+    return load_toy() if shape == "toy" else Transformer(SHAPES[shape]).eval().requires_grad_(False)

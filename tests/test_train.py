@@ -197,7 +197,7 @@ def test_a_broken_state_is_one_clear_error(tmp_path):
 
 
 @pytest.mark.parametrize("wrong", [{"steps": 0}, {"steps": True}, {"documents": 0}, {"document_bytes": 100},
-                                   {"matrix_step": float("nan")}, {"other_step": 2}])
+                                   {"matrix_step": float("nan")}, {"other_step": 2}, {"cooling": 0}, {"seed": 1.5}])
 def test_a_recipe_that_cannot_run_is_refused(wrong):
     with pytest.raises(BadInputError, match=next(iter(wrong))):
         replace(TINY, **wrong)
@@ -211,6 +211,15 @@ def test_a_loss_that_is_no_number_stops_the_run_before_the_weights_change():
     with pytest.raises(BadInputError, match="loss at step 0 is nan"):
         run.advance()
     assert torch.equal(run.model.embedding.weight, before)
+
+
+def test_the_command_says_what_is_wrong_in_one_line(tmp_path, capsys):
+    assert training.main([str(tmp_path), "--steps", "0"]) == 1
+    assert training.main([str(tmp_path), "--stop-at", "0"]) == 1
+    (tmp_path / STATE).write_bytes(b"x")
+    assert training.main([str(tmp_path)]) == 1
+    said = capsys.readouterr().err.strip().splitlines()
+    assert [line[:5] for line in said if line] == ["error"] * 3 and "steps is 0" in said[0]
 
 
 def test_the_command_shows_its_progress(tmp_path, capsys):

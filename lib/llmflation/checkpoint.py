@@ -35,10 +35,10 @@ def save_checkpoint(folder, cfg: ModelConfig, state: dict[str, Tensor], dtype: t
     try:
         save_file(tensors, fresh, metadata={"format": "pt"})
         sums = [_sha256(fresh), *([_sha256(folder / WEIGHTS)] if (folder / WEIGHTS).exists() else [])]
-        _write(folder / SUMS, "".join(f"{digest}  {WEIGHTS}\n" for digest in sums))
-        _write(folder / CONFIG, json.dumps(_hugging_face_config(cfg, kind), indent=2) + "\n")
+        write_text(folder / SUMS, "".join(f"{digest}  {WEIGHTS}\n" for digest in sums))
+        write_text(folder / CONFIG, json.dumps(_hugging_face_config(cfg, kind), indent=2) + "\n")
         os.replace(fresh, folder / WEIGHTS)
-        _write(folder / SUMS, f"{sums[0]}  {WEIGHTS}\n")
+        write_text(folder / SUMS, f"{sums[0]}  {WEIGHTS}\n")
     finally:
         fresh.unlink(missing_ok=True)
     return folder
@@ -185,7 +185,8 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _write(path: Path, text: str) -> None:
+def write_text(path: Path, text: str) -> None:
+    """Write a text file beside its place and move it there when it is whole."""
     fresh = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         fresh.write_text(text, "utf-8", newline="\n")

@@ -106,7 +106,7 @@ def accuracy(model: Transformer, domains: str | Iterable[str] | None = None, spl
     not read the toy's bytes. A small domain repeats problems: the interval is about all that it can draw.
 
     >>> accuracy(load_toy(), "sums").mean  # doctest: +SKIP
-    0.96
+    0.91
     """
     _check_toy(model)
     names = list(DOMAINS) if domains is None else [domains] if isinstance(domains, str) else list(domains)
@@ -219,7 +219,7 @@ def perplexity(real: Pretrained, n_tokens: int = TEXT_TOKENS) -> float:
     Python: compare models on the same one.
 
     >>> perplexity(load_real_model())  # doctest: +SKIP
-    16.0
+    13.5
     """
     return math.exp(float(_text_nats(_check_real(real), n_tokens).mean()))
 
@@ -327,7 +327,11 @@ class Verdict:
         for c in self.criteria:
             a, b = (f"{x:.1%}" if c.lost is not None else f"{x:.4g}" for x in (c.a, c.b))
             lines.append(f"{c.name:<24} {a:>7} {b:>7} {c.difference:>+7.1%}  {c.low:>+6.1%} to {c.high:>+6.1%}")
-        verdict = "The same quality." if self.same else f"Not the same quality: {', '.join(self.failed)}."
+        unsure = [c.name for c in self.criteria if max(-c.low, c.high) > c.allowed]
+        within = f"Within the limits, but too few problems to be sure: {', '.join(unsure)}."
+        verdict = within if unsure else "The same quality."
+        if self.failed:
+            verdict = f"Not the same quality: {', '.join(self.failed)}."
         return "\n".join([*lines, verdict])
 
 
