@@ -21,11 +21,11 @@ from torch import Tensor
 
 from . import facts
 from .checkpoint import load_checkpoint
-from .corpus import BOS, CONTEXT, DOMAINS, LEAST_BYTES, PAD, VOCAB_SIZE, Document, Problem, encode, look_up_at, problems
+from .corpus import BOS, CONTEXT, DOMAINS, LEAST_BYTES, VOCAB_SIZE, Document, Problem, encode, look_up_at, problems
 from .errors import BadInputError, LLMflationError, bad_input, unknown_name
 from .kvcache import ContiguousKVCache
 from .linear import set_linear_path
-from .model import Transformer, generate
+from .model import Transformer, generate, padded
 from .pretrained import TOYS, Pretrained, load_real_model, load_toy
 
 PROBLEMS = 250  # of each domain, 2,000 in all: fewer cannot tell a difference of one point from noise
@@ -205,7 +205,7 @@ def _bits(model: Transformer, documents: Sequence[Document]) -> list[float]:
     found = []
     step = TOKENS_AT_ONCE // LEAST_BYTES
     for start in range(0, len(documents), step):
-        tokens, lengths = _padded([[BOS, *encode(d.text)] for d in documents[start : start + step]])
+        tokens, lengths = padded([[BOS, *encode(d.text)] for d in documents[start : start + step]])
         costs = _nats(model(tokens[:, :-1]), tokens[:, 1:], lengths - 1)
         found += (costs.sum(1) / math.log(2)).tolist()
     return found
@@ -272,8 +272,8 @@ def _log_likelihoods(real: Pretrained, rows: Sequence[facts.Row]) -> Tensor:
 @torch.no_grad()
 def _ending_scores(model: Transformer, prompts: Sequence[list[int]], endings: Sequence[list[list[int]]]) -> Tensor:
     """The log-likelihood of every prompt's endings, (B, 4); each prompt is read once, and its cache copied."""
-    tokens, lengths = _padded(prompts)
-    tails, tail_lengths = _padded([tail for four in endings for tail in four])  # (4B, E)
+    tokens, lengths = padded(prompts)
+    tails, tail_lengths = padded([tail for four in endings for tail in four])  # (4B, E)
     cache = _cache(model, len(prompts), tokens.shape[1] + tails.shape[1])
     last = model(tokens, cache, lengths, last_only=True)  # (B, 1, V)
     rows = [row for row in range(len(prompts)) for _ in ENDINGS]
@@ -327,9 +327,8 @@ class Verdict:
         for c in self.criteria:
             a, b = (f"{x:.1%}" if c.lost is not None else f"{x:.4g}" for x in (c.a, c.b))
             lines.append(f"{c.name:<24} {a:>7} {b:>7} {c.difference:>+7.1%}  {c.low:>+6.1%} to {c.high:>+6.1%}")
-        unsure = [c.name for c in self.criteria if max(-c.low, c.high) > c.allowed]
-        within = f"Within the limits, but too few problems to be sure: {', '.join(unsure)}."
-        verdict = within if unsure else "The same quality."
+        sure = all(-c.allowed <= c.low and c.high <= c.allowed for c in self.criteria)
+        verdict = "The same quality." if sure else "Within the limits, but too few problems to be sure."
         if self.failed:
             verdict = f"Not the same quality: {', '.join(self.failed)}."
         return "\n".join([*lines, verdict])
@@ -400,15 +399,6 @@ def _nats(logits: Tensor, targets: Tensor, lengths: Tensor | None = None) -> Ten
     if lengths is not None:
         costs = costs * (torch.arange(targets.shape[1]) < lengths[:, None])
     return costs.double()
-
-
-def _padded(rows: Sequence[list[int]]) -> tuple[Tensor, Tensor]:
-    """Token lists as one right-padded tensor (B, T), and their lengths (B,)."""
-    lengths = torch.tensor([len(row) for row in rows])
-    tokens = torch.full((len(rows), int(lengths.max())), PAD)
-    for i, row in enumerate(rows):
-        tokens[i, : len(row)] = torch.tensor(row)
-    return tokens, lengths
 
 
 def _check_toy(model: object) -> None:

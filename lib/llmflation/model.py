@@ -154,7 +154,7 @@ def stream(model: Transformer, prompts: Sequence[Sequence[int]], max_new_tokens:
     """`generate`, step by step: each step gives the new token of every sequence that still goes on."""
     if isinstance(max_new_tokens, bool) or not isinstance(max_new_tokens, int) or max_new_tokens < 0:
         raise bad_input("max_new_tokens", max_new_tokens, "a whole number of 0 or more")
-    tokens, n_new = _padded(prompts)
+    tokens, n_new = padded(prompts)
     longest = int(n_new.max()) + max_new_tokens
     if longest > model.cfg.context:
         raise BadInputError(f"the longest prompt and {max_new_tokens} new tokens are {longest}, the model's context "
@@ -183,8 +183,8 @@ def _grown(tokens: Tensor, lengths: Tensor, chosen: Tensor, going: Tensor) -> tu
     return tokens[:, : int(lengths.max())], lengths
 
 
-def _padded(prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-    """Prompts as one right-padded tensor (B, T), and their lengths (B,)."""
+def padded(prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+    """Lists of token ids as one tensor (B, T), right-padded with 0, and their lengths (B,)."""
     if not prompts:
         raise BadInputError("there are 0 prompts; give one at least, like [[1, 2, 3]].")
     for row, prompt in enumerate(prompts):
