@@ -7,20 +7,25 @@ import sys
 import torch
 
 from llmflation import claims
+from llmflation.errors import LLMflationError
 from llmflation.linear import linear_path
 
-from . import toy
+from . import cost, roofline, toy
 from .rows import Report
 
-BENCHES = {"toy": toy.rows}  # each gives its rows and notes; True: within five minutes
+BENCHES = {"toy": toy.rows, "cost": cost.rows, "roofline": roofline.rows}  # each gives its rows and notes
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument("name", choices=BENCHES)
     parser.add_argument("--quick", action="store_true", help="fewer rounds: done within five minutes")
-    chosen = parser.parse_args(arguments)
-    rows, notes = BENCHES[chosen.name](chosen.quick)
+    chosen, rest = parser.parse_known_args(arguments)
+    try:
+        rows, notes = BENCHES[chosen.name](chosen.quick, rest)
+    except LLMflationError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     print(Report(chosen.name, machine(), rows, notes))
     return 0
 

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 
 from llmflation.errors import BadInputError
@@ -56,6 +56,12 @@ class Report:
         rows = [asdict(row) for row in self.rows]
         line = json.dumps({"bench": self.bench, "machine": self.machine, "rows": rows}, allow_nan=False)
         return "\n".join([*lines, "", *self.notes, line])
+
+
+def refuse(arguments: Sequence[str]) -> None:
+    """For a bench that takes no arguments of its own."""
+    if arguments:
+        raise BadInputError(f"this bench knows no {arguments[0]!r}; it takes --quick alone.")
 
 
 def side_by_side(name: str, theirs: Callable[[], object], ours: Callable[[], object], target: float, *,

@@ -2,7 +2,7 @@
 
 import copy
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -20,13 +20,14 @@ from llmflation.timing import time_fn
 from llmflation.train import Recipe, Run, batches
 
 from . import shapes
-from .rows import Row, side_by_side
+from .rows import Row, refuse, side_by_side
 
 COLD_BYTES = 256 * 2**20  # of weights, read in turn: eight times a cache of 32 MiB, so that none is still in it
 
 
-def rows(quick: bool) -> tuple[list[Row], list[str]]:
+def rows(quick: bool, arguments: Sequence[str] = ()) -> tuple[list[Row], list[str]]:
     """All rows of this bench, and notes on how they were measured."""
+    refuse(arguments)
     rounds = 6 if quick else 15
     with torch.random.fork_rng():
         found = [*decode_rows(rounds), *useful_share(shapes.model("toy"), rounds), *train_mfu(rounds)]

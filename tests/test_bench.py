@@ -132,12 +132,18 @@ def test_without_the_real_model_its_row_is_left_out_with_a_note(monkeypatch):
 
 
 def test_the_program_prints_the_report(monkeypatch, capsys):
-    monkeypatch.setitem(program.BENCHES, "toy", lambda quick: ([ROW], [f"quick is {quick}"]))
+    monkeypatch.setitem(program.BENCHES, "toy", lambda quick, rest: ([ROW], [f"quick is {quick}"]))
     assert program.main(["toy", "--quick"]) == 0
     out = capsys.readouterr().out
     assert "quick is True" in out
     found = json.loads(out.splitlines()[-1])
     assert found["rows"][0]["name"] == ROW.name and found["machine"]["threads"] == torch.get_num_threads()
+
+
+@pytest.mark.parametrize("name", ["toy", "roofline"])
+def test_an_argument_that_a_bench_does_not_know_is_refused(name, capsys):
+    assert program.main([name, "--rows", "x.csv"]) == 1
+    assert "knows no '--rows'" in capsys.readouterr().err
 
 
 def test_an_unknown_bench_is_refused_with_the_known_ones(capsys):

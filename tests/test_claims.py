@@ -10,7 +10,8 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
-from llmflation.claims import KINDS, PREFIX, claim, glue
+from llmflation.claims import KINDS, PREFIX, claim, factor, glue
+from llmflation.cost.ledger import Factor
 from llmflation.errors import BadInputError, ClaimError
 
 
@@ -98,3 +99,10 @@ def test_a_measured_ratio_must_exclude_no_effect(between):
 def test_bad_input(call, says):
     with pytest.raises(BadInputError, match=says):
         call()
+
+
+def test_a_factor_is_printed_with_its_conditions_and_refused_if_it_is_none(capsys):
+    factor("x", Factor("8 bits", "measured", 2.0, 1.9, 2.1, "batch 1", "the batch is large"))
+    assert "8 bits: 2 times cheaper (1.9 to 2.1), measured; batch 1. It loses when" in capsys.readouterr().out
+    with pytest.raises(BadInputError, match="is no Factor"):
+        factor("x", 2.0)

@@ -14,17 +14,20 @@ COST = [
     "cost.counts",
     "cost.roofline",
     "cost.serving",
+    "cost.published",
     "cost.economics",
     "cost.prices",
     "cost.series",
     "cost.trends",
+    "cost.generations",
+    "cost.rents",
     "cost.ledger",
     "cost.market",
 ]
 MACHINE = ["linear", "layers", "moe", "model", "kvcache", "quant", "sampling", "checkpoint", "gguf_file", "pretrained"]
 RUNNING = ["scheduler", "engine", "speculative"]
 TOY = ["corpus", "train", "evaluate"]
-EDGES = ["probe", "predictions", "claims", "viz", "thousandfold", "grade"]
+EDGES = ["probe", "calibrate", "predictions", "claims", "viz", "thousandfold", "grade"]
 
 # Module -> what it may import of the library. Modules that are not written yet have their place already.
 # Inside the lowest layer each may import those before it.
@@ -37,10 +40,13 @@ TABLE = (
         "cost.counts": [*FACTS, "cost.formulas"],
         "cost.roofline": [*FACTS, "cost.formulas", "cost.counts"],
         "cost.serving": [*FACTS, "cost.formulas", "cost.counts", "cost.roofline"],
-        "cost.economics": [*FACTS, "cost.formulas"],
+        "cost.published": [*FACTS, "cost.formulas", "cost.counts", "cost.roofline", "cost.serving"],
+        "cost.economics": [*FACTS, "cost.formulas", "cost.counts", "cost.roofline", "cost.serving"],
         "cost.prices": FACTS,
         "cost.series": [*FACTS, "cost.prices"],
         "cost.trends": [*FACTS, "cost.prices", "cost.series"],
+        "cost.generations": FACTS,
+        "cost.rents": [*FACTS, "cost.formulas", "cost.counts", "cost.roofline", "cost.serving", "cost.generations"],
         "cost.ledger": [*FACTS, "cost.formulas"],
         "cost.market": [*FACTS, *(c for c in COST if c != "cost.market")],
         "blocks": FACTS,

@@ -7,6 +7,8 @@ import pytest
 import torch
 
 from llmflation.errors import BadInputError, MissingFactError
+from llmflation.kvcache import ContiguousKVCache
+from llmflation.linear import set_linear_path
 from llmflation.pretrained import chat, load_real_model, real_model_file
 
 LINES = [line for topic in pydoc_data.topics.topics.values() for line in topic.splitlines() if line.strip()][:1000]
@@ -26,7 +28,16 @@ def test_the_scores_equal_hugging_faces(real):
                                                  attn_implementation="eager").eval()
     tokens = torch.tensor([real.tokenizer.encode("\n".join(LINES))[:200]])
     with torch.no_grad():
-        torch.testing.assert_close(real.model(tokens), other(tokens).logits, rtol=0, atol=1e-4)
+        wanted = other(tokens).logits
+        torch.testing.assert_close(real.model(tokens), wanted, rtol=0, atol=1e-4)
+        set_linear_path("plain")
+        try:
+            cache = ContiguousKVCache(real.model.cfg, 1, 200)
+            real.model(tokens[:, :180], cache)
+            written = torch.cat([real.model(tokens[:, i : i + 1], cache) for i in range(180, 200)], dim=1)
+        finally:
+            set_linear_path("auto")
+        torch.testing.assert_close(written, wanted[:, 180:], rtol=0, atol=1e-4)
 
 
 @pytest.mark.filterwarnings("ignore")

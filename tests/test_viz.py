@@ -8,15 +8,22 @@ import pytest
 from llmflation import viz
 from llmflation.config import model_config
 from llmflation.corpus import DOMAINS
-from llmflation.cost.counts import count_params
+from llmflation.cost.counts import Work, count_params, decode_work, prefill_work
+from llmflation.cost.generations import MEASURES, generations, growth, moore
+from llmflation.cost.ledger import Factor, Ledger
+from llmflation.cost.published import predicted, published_cases
+from llmflation.cost.rents import cheapest_over_time, rent, token_rents
 from llmflation.cost.series import in_force, price_rises, record
+from llmflation.cost.serving import latency_throughput
 from llmflation.cost.trends import fit_price_trend, published_rates, sensitivity
 from llmflation.errors import BadInputError
 from llmflation.evaluate import Score, Scores
+from llmflation.hardware import accelerator
 from llmflation.probe import StepParts
 from llmflation.train import TOY
 
 LEVELS = (42, 64.8, 83)
+LLAMA = model_config("Llama-3.1-8B")
 
 
 def level(threshold):
@@ -36,6 +43,27 @@ FIGURES = {
                                     "SmolLM2": StepParts(30e-3, 21e-3, 2e-3, 538_000_000, 32e9)}),
     "domains": lambda: viz.domains(scores(60, 60, 59, 55), scores(40, 3, 60, 20)),
     "all alike": lambda: viz.domains(scores(60, 60, 60, 60), scores(60, 60, 60, 60)),
+    "peaks": lambda: viz.peaks_by_format(generations()),
+    "growth": lambda: viz.growth_rates([growth(generations(), m) for m in MEASURES], moore(1)),
+    "rents": lambda: viz.rents({
+        "AWS": {"H100": rent("H100 SXM5", "AWS"), "V100": rent("V100 SXM2 16GB", "AWS")},
+        "other sellers": {"A100, Lambda": rent("A100 SXM4 40GB", "Lambda"),
+                          "H100, market": rent("H100 SXM5", "market", "market"),
+                          "H100, for a year": rent("H100 SXM5", "neocloud index", "reserved")}}),
+    "price and rent": lambda: viz.price_and_rent(in_force(64.8), {
+        seller: cheapest_over_time(token_rents(model_config("Llama-3.1-8B")), seller) for seller in ("AWS", "Lambda")}),
+    "roofs": lambda: viz.rooflines([accelerator(n) for n in ("K80", "A100 SXM4 80GB", "H100 SXM5", "B200 SXM")], {
+        name: sum(work.values(), Work(0, 0)) for name, work in (
+            ("write, 1 alone", decode_work(LLAMA, 1, 1000)), ("write, 64 at once", decode_work(LLAMA, 64, 1000)),
+            ("read 1,000 tokens", prefill_work(LLAMA, 1, 1000)))}),
+    "by batch": lambda: viz.by_batch({b: 4e-3 + b * 2e-4 for b in (1, 4, 16, 64)}, {1: 4e-3, 64: 17e-3}, "the toy"),
+    "speed and price": lambda: viz.speed_and_price(latency_throughput(LLAMA, accelerator("H100 SXM5"), 1000, 300), 2.5),
+    "published": lambda: viz.predicted_published([c for c in published_cases()[0] if c.metric.startswith("output")],
+                                                 predicted),
+    "waterfall": lambda: viz.waterfall(Ledger([
+        Factor("prompts in one call", "measured", 3.7, 1.1, 4.0, "c", "l"),
+        Factor("faster chips", "modelled", 1.3, 1.0, 1.7, "c", "l"),
+        Factor("8 bits", "quoted", 2, 1.5, 2.1, "c", "l")])),
     "distance": lambda: viz.by_distance(Scores("look-up", {at: Score(19, 20) for at in (6, 300, 1020, 2040)})),
 }
 

@@ -11,8 +11,10 @@ import functools
 import html
 import math
 import platform
+from dataclasses import asdict
 from numbers import Real
 
+from .cost.ledger import Factor
 from .errors import BadInputError, ClaimError
 
 KINDS = {"measured": "●", "quoted": "○", "modelled": "▬", "assumed": "┄"}  # strongest first; each with its mark
@@ -69,6 +71,19 @@ def claim(id: str, statement: str, value: float, between: tuple[float, float], k
               "machine": machine(), "date": dt.date.today().isoformat()}
     print(f"{id}: {statement} {number['text']} {KINDS[kind]} {kind}, guarded from {low:g} to {high:g}")
     _display(number, {"claim": record})
+
+
+def factor(id: str, found: Factor) -> None:
+    """Enter a factor into the course's ledger: print it, and record it when the book is built.
+
+    Raises BadInputError for what is no Factor, and for an id that is no name.
+    """
+    if not isinstance(found, Factor):
+        raise BadInputError(f"factor {id}: {found!r} is no Factor; make one with Factor(name, kind, value, ...).")
+    number = _number(id, found.value, found.kind, "{:.3g}")
+    record = {"id": id, **asdict(found), "machine": machine(), "date": dt.date.today().isoformat()}
+    print(f"{id}: {found}")
+    _display(number, {"factor": record})
 
 
 @functools.cache

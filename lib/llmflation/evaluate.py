@@ -25,7 +25,7 @@ from .corpus import BOS, CONTEXT, DOMAINS, LEAST_BYTES, VOCAB_SIZE, Document, Pr
 from .errors import BadInputError, LLMflationError, bad_input, unknown_name
 from .kvcache import ContiguousKVCache
 from .linear import set_linear_path
-from .model import Transformer, generate, padded
+from .model import Transformer, padded
 from .pretrained import TOYS, Pretrained, load_real_model, load_toy
 
 PROBLEMS = 250  # of each domain, 2,000 in all: fewer cannot tell a difference of one point from noise
@@ -129,19 +129,24 @@ def look_up_by_distance(model: Transformer, distances: Iterable[int] = DISTANCES
     return Scores("Look-up, by distance in bytes", {at: _score(right(model, asked[at])) for at in asked})
 
 
+@torch.inference_mode()
 def right(model: Transformer, asked: Sequence[Problem]) -> list[bool]:
-    """Whether a toy writes the answer to each problem and then the line's end, as `corpus.check` asks.
+    """Whether a toy that always takes the likeliest byte writes each answer and then the line's end.
 
-    Prompts of like length run as one batch; a problem that repeats is answered once.
+    The answer is read in one call, over the cache, behind its prompt: where each byte was the likeliest after those
+    before it, decoding would have written them, one after the other. Prompts of like length run as one batch; a
+    problem that repeats is answered once.
     """
-    written = {}
+    found = {}
     for batch in _batches(sorted(set(asked), key=lambda p: (len(p.prompt), p.prompt))):
-        longest = max(len(p.answer) for p in batch) + 1
-        prompts = [[BOS, *encode(p.prompt)] for p in batch]
-        cache = _cache(model, len(batch), max(map(len, prompts)) + longest)
-        # A line that ends is one shorter than `longest` at most: equal ids mean that the end was written too.
-        written |= zip(batch, generate(model, prompts, longest, cache, stop=ord("\n")))
-    return [written[p] == encode(p.answer) for p in asked]
+        prompts, lengths = padded([[BOS, *encode(p.prompt)] for p in batch])
+        answers, n = padded([encode(p.answer + "\n") for p in batch])  # (B, E)
+        cache = _cache(model, len(batch), prompts.shape[1] + answers.shape[1])
+        first = model(prompts, cache, lengths, last_only=True)  # (B, 1, V)
+        likeliest = torch.cat((first, model(answers, cache, n)[:, :-1]), dim=1).argmax(-1)  # (B, E)
+        padding = torch.arange(answers.shape[1]) >= n[:, None]
+        found |= zip(batch, ((likeliest == answers) | padding).all(1).tolist())
+    return [found[p] for p in asked]
 
 
 def _batches(ordered: Sequence[Problem]) -> Iterator[list[Problem]]:

@@ -115,7 +115,7 @@ SCHEMAS: Mapping[str, Schema] = {
         "name",
         (need(TEXT), "name vendor interconnect"),
         (need(DATE), "launch_date"),
-        (POSITIVE, "fp32_tflops tf32_tflops bf16_tflops fp8_tflops int8_tops fp4_tflops process_nm"),
+        (POSITIVE, "fp32_tflops tf32_tflops bf16_tflops fp8_tflops int8_tops fp4_tflops process_nm transistors_b"),
         (YES_NO, "has_bf16"),
         (need(POSITIVE), "hbm_gb hbm_tb_s tdp_w"),
         (POSITIVE, "interconnect_gb_s msrp_or_estimate_usd"),
@@ -180,6 +180,14 @@ SCHEMAS: Mapping[str, Schema] = {
         (need(POSITIVE), "latency_ms tok_s_total tok_s_per_gpu"),
         (POSITIVE, "weights_gb kv_gb peak_tflops_assumed bw_gb_s_assumed"),
         (TEXT, "bound"),
+    ),
+    "production_days": _table(
+        "row_id",
+        (need(TEXT), "row_id service quantity"),
+        (need(DATE), "day"),
+        (need(POSITIVE), "value"),
+        (choice("tokens", "nodes", "tokens/s", "USD/hour", "USD", "USD/Mtok", "%"), "unit"),
+        *_SOURCE,
     ),
     "published_trends": _table(
         "author quantity",

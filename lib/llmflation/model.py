@@ -64,14 +64,17 @@ class Transformer(nn.Module):
         mask = _mask(positions, held, n_new)
         x = self.embedding(tokens)
         cos, sin = (table[positions].unsqueeze(1).to(x.dtype) for table in (self.cos, self.sin))  # (B, 1, T, D)
+        last = (torch.arange(B), (n_new - 1).clamp(min=0)) if last_only and T > 1 else None
         for layer, block in enumerate(self.blocks):
             def append(k, v, layer=layer):
                 return (k, v) if cache is None else cache.append(layer, k, v)
-            x = block(x, cos, sin, mask, append)
+            if last is not None and layer == len(self.blocks) - 1:  # no later layer asks what the others found
+                mask = _seen(positions[last][:, None], held + n_new)
+                x = block(x, cos, sin, mask, append, last)
+            else:
+                x = block(x, cos, sin, mask, append)
         if cache is not None:
             cache.advance(n_new)
-        if last_only:
-            x = x[torch.arange(B), (n_new - 1).clamp(min=0)].unsqueeze(1)
         return self.head(self.norm(x))
 
     def describe(self) -> str:
@@ -88,7 +91,12 @@ def _mask(positions: Tensor, held: Tensor, n_new: Tensor) -> Tensor | None:
     starts = held.tolist()
     if len(set(starts)) == 1 and (positions.shape[1] == 1 or starts[0] == 0):
         return None
-    return (torch.arange(int((held + n_new).max())) <= positions[:, :, None]).unsqueeze(1)
+    return _seen(positions, held + n_new)
+
+
+def _seen(positions: Tensor, ends: Tensor) -> Tensor:
+    """For queries at `positions` (B, T) of sequences up to `ends` (B,): true at and before each, (B, 1, T, S)."""
+    return (torch.arange(int(ends.max())) <= positions[:, :, None]).unsqueeze(1)
 
 
 def _initialise(model: Transformer, seed: int) -> None:

@@ -1,17 +1,21 @@
-"""Measure this machine and a model on it: how fast memory is read, and where the time of one decode step goes."""
+"""Measure this machine and a model on it: how fast it reads and computes, and where the time of one step goes."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import math
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import torch
 
 from .errors import bad_input
+from .hardware import TERA, Accelerator
 from .kvcache import ContiguousKVCache
 from .layers import attend
 from .linear import Linear
 from .model import Transformer
 from .timing import time_fn
-from .units import duration
+from .units import GB, MB, duration
 
 
 @dataclass(frozen=True, repr=False)
@@ -111,6 +115,71 @@ def _products(model: Transformer) -> list[Linear]:
 
 
 def memory_bytes_per_s(nbytes: int = 2**28, repeat: int = 8) -> float:
-    """How fast all threads read a buffer of `nbytes` (256 MiB: more than caches hold), in bytes per second."""
+    """How fast all threads read a buffer of `nbytes` (256 MiB: more than most caches hold), in bytes per second."""
     buffer = torch.ones(nbytes // 4)
-    return nbytes / time_fn(buffer.sum, repeat=repeat).median_s
+    return nbytes / time_fn(buffer.sum, repeat=repeat, calls=max(1, 2**25 // nbytes)).median_s
+
+
+@dataclass(frozen=True, repr=False)
+class ThisMachine(Accelerator):
+    """The processor that this program runs on, measured: an `Accelerator` for every formula and plot.
+
+    `read_rates` says how fast buffers of so many bytes are read, bytes/s: small ones stay in the processor's cache.
+    `operator_s` is what calling one operator costs whatever it does.
+    """
+
+    read_rates: Mapping[int, float] = field(default_factory=dict)
+    operator_s: float = 0.0
+
+    def reading(self, nbytes: float) -> "ThisMachine":
+        """The same machine where a step goes through `nbytes` again and again, which may stay in its cache."""
+        sizes = sorted(self.read_rates)
+        at = min(max(nbytes, sizes[0]), sizes[-1])
+        low = max(size for size in sizes if size <= at)
+        high = min(size for size in sizes if size >= at)
+        share = 0.0 if low == high else math.log(at / low) / math.log(high / low)
+        rate = self.read_rates[low] ** (1 - share) * self.read_rates[high] ** share
+        return replace(self, mem_bytes_per_s=rate)
+
+    def __repr__(self) -> str:
+        flops = ", ".join(f"{rate / TERA:.3g} in {dtype}" for dtype, rate in self.peak_flops.items())
+        reads = ", ".join(f"{rate / GB:.3g} over {size / MB:,.0f} MB" for size, rate in self.read_rates.items())
+        return (f"This machine: {flops} TFLOP/s;\nreads {reads} GB/s;\n"
+                f"has {self.mem_bytes / GB:.3g} GB; an operator costs {1e6 * self.operator_s:.2g} µs.")
+
+
+READ_SIZES = (2**22, 2**25, 2**28)
+
+
+def this_machine(sizes: tuple[int, ...] = READ_SIZES) -> ThisMachine:
+    """Measure the machine in a few seconds: reading buffers of these `sizes` in bytes, products of matrices in each
+    number format that it multiplies, and the cost of a call. The largest size stands for its memory.
+
+    Rates are the best of a few tries: other programs only ever slow one down.
+    """
+    rates = {size: memory_bytes_per_s(size) for size in sizes}
+    one = torch.ones(64)
+    operator = time_fn(lambda: one.add(one), repeat=20, calls=200).median_s
+    peaks = {dtype: rate for dtype in ("fp32", "bf16", "int8") if (rate := _product_flops(dtype))}
+    return ThisMachine("this machine", _memory_bytes(), rates[max(rates)], peaks, read_rates=rates,
+                       operator_s=operator, source="measured here", verified="yes")
+
+
+def _product_flops(dtype: str, width: int = 1024) -> float | None:
+    """FLOP/s (OP/s in int8) of a product of square matrices; None where this machine cannot multiply such numbers."""
+    a = torch.ones(width, width, dtype={"fp32": torch.float32, "bf16": torch.bfloat16, "int8": torch.int8}[dtype])
+    multiply = torch._int_mm if dtype == "int8" else torch.mm
+    try:
+        multiply(a, a)
+    except (RuntimeError, NotImplementedError):
+        return None
+    return 2 * width**3 / min(time_fn(lambda: multiply(a, a), repeat=1, warmup=0).median_s for _ in range(8))
+
+
+def _memory_bytes() -> float:
+    """Of the machine, or of the container if that is allowed less."""
+    found = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")] if hasattr(os, "sysconf") else []
+    limit = Path("/sys/fs/cgroup/memory.max")
+    if limit.exists() and (text := limit.read_text().strip()).isdigit():
+        found.append(int(text))
+    return float(min(found, default=8 * GB))

@@ -18,14 +18,24 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
+from .cost.economics import usd_per_million_tokens
+from .cost.generations import moore
+from .cost.ledger import Ledger
 from .cost.series import Series
 from .cost.trends import Trend
 from .errors import BadInputError
-from .units import duration, in_words, percent, usd
+from .units import duration, in_words, percent, usd, years_between
 
 if TYPE_CHECKING:  # these bring PyTorch along, which the first chapters do without
-    from .cost.counts import ParamCount
+    from collections.abc import Callable
+
+    from .cost.counts import ParamCount, Work
+    from .cost.generations import Generation, Growth
+    from .cost.published import Case
+    from .cost.rents import Rent, TokenRent
+    from .cost.serving import Throughput
     from .evaluate import Scores
+    from .hardware import Accelerator
     from .probe import StepParts
 
 matplotlib.style.use("llmflation.book")  # the course's style; every figure here is made under it
@@ -294,3 +304,217 @@ def by_distance(scores: Scores) -> Picture:
     return picture(figure, f"Line chart of look-up answers that are right, in percent, against the distance of the "
                            f"asked pair: {share[0]:.0f} at {at[0]} tokens, {share[-1]:.0f} at {at[-1]}, the least "
                            f"{min(share):.0f}.")
+
+
+def rooflines(chips: list[Accelerator], work: dict[str, Work], dtype: str | None = None) -> Picture:
+    """What each chip can do at most for a FLOP-per-byte of the work, and where calls of a model lie (dotted)."""
+    figure, ax = _axes(3.3)
+    lowest, highest = min(w.intensity for w in work.values()) / 2, 1.5 * max(w.intensity for w in work.values())
+    said = []
+    for chip, colour in zip(chips, (BLACK, BLUE, VERMILLION, PURPLE)):
+        peak = chip.peak(dtype or ("bf16" if "bf16" in chip.peak_flops else "fp32"))
+        ridge = peak / chip.mem_bytes_per_s
+        ax.plot([lowest, ridge, max(highest, 2 * ridge)], [lowest * chip.mem_bytes_per_s, peak, peak], color=colour,
+                linewidth=1.6)
+        ax.annotate(chip.name.split(" 80GB")[0], (max(highest, 2 * ridge), peak), xytext=(0, 3), ha="right",
+                    textcoords="offset points", fontsize=8.5, color=colour,
+                    bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.3})
+        said.append(f"{chip.name} bends at {ridge:.0f}")
+    for name, w in work.items():
+        ax.axvline(w.intensity, color=GREY, linewidth=1, linestyle=":")
+        ax.annotate(name, (w.intensity, 0), xycoords=("data", "axes fraction"), xytext=(-2, 4), rotation=90,
+                    textcoords="offset points", fontsize=8, ha="right", va="bottom", color=GREY)
+    ax.set(xscale="log", yscale="log", xlabel="work for each byte moved (FLOP/byte)", ylabel="rate at most (FLOP/s)")
+    return picture(figure, f"Chart of two-piece roofs on logarithmic axes, FLOP per second against FLOP per byte: "
+                           f"{', '.join(said)} FLOP per byte; dotted lines mark {', '.join(work)}.")
+
+
+def by_batch(measured: dict[int, float], predicted: dict[int, float], name: str) -> Picture:
+    """A decode step's time against the batch, measured (dots) and by the model (line), in milliseconds."""
+    figure, ax = _axes(2.7)
+    ax.plot(list(predicted), [1000 * t for t in predicted.values()], color=BLUE, linewidth=1.6)
+    ax.plot(list(measured), [1000 * t for t in measured.values()], color=BLACK, marker="o", linestyle="none",
+            markersize=5.5)
+    ax.set_xscale("log", base=2)
+    ax.set_yscale("log")
+    for axis in (ax.xaxis, ax.yaxis):
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axis.set_minor_formatter(NullFormatter())
+    ax.set(xlabel="batch (sequences)", ylabel=f"a step of {name} (ms)", xticks=list(measured))
+    first, last = min(measured), max(measured)
+    return picture(figure, f"Line chart of the time of a decode step of {name} against the batch, on logarithmic axes: "
+                           f"{1000 * measured[first]:.3g} ms at {first}, {1000 * measured[last]:.3g} ms at {last}; the "
+                           "line of the cost model runs through the measured dots.")
+
+
+def speed_and_price(curve: list[Throughput], usd_per_hour: float) -> Picture:
+    """What a million output tokens cost against how fast each reader gets them, for batches of different sizes."""
+    figure, ax = _axes(2.9)
+    speeds = [1 / t.tpot_s for t in curve]
+    prices = [usd_per_million_tokens(usd_per_hour * t.chips, t.output_tokens_per_s) for t in curve]
+    ax.plot(speeds, prices, color=GREEN, marker=".", linewidth=1.6)
+    for t, x, y in zip(curve, speeds, prices):
+        if t.batch in (1, 4, 16, 64, curve[-1].batch):
+            ax.annotate(f"{t.batch} at once" if t.batch > 1 else "1 alone", (x, y), xytext=(-6, 3), ha="right",
+                        textcoords="offset points", fontsize=8.5)
+    ax.set(xscale="linear", yscale="log", xlim=(-0.28 * max(speeds), 1.05 * max(speeds)),
+           xticks=[x for x in range(0, 1000, 25) if x <= max(speeds)],
+           xlabel="speed for each reader (tokens/s)")
+    _money_axis(ax)
+    return picture(figure, f"Line chart of USD per million output tokens on a logarithmic axis against tokens a second "
+                           f"for each reader: {usd(prices[0])} at {speeds[0]:.0f} tokens a second alone, "
+                           f"{usd(prices[-1])} at {speeds[-1]:.0f} with {curve[-1].batch} at once.")
+
+
+def predicted_published(cases: list[Case], predict: Callable[[Case], float]) -> Picture:
+    """What the cost model predicts for published throughputs against what was measured, by kind of model."""
+    figure, ax = _axes(3.6)
+    ends = [min(c.value for c in cases) / 1.6, 1.6 * max(c.value for c in cases)]
+    for times, width in ((1, 1.2), (2, 0.8), (0.5, 0.8)):
+        ax.plot(ends, [times * x for x in ends], color=GREY, linewidth=width, linestyle="-" if times == 1 else ":")
+    for moe, colour, name in ((False, BLUE, "dense"), (True, VERMILLION, "mixture of experts")):
+        some = [c for c in cases if c.cfg.is_moe == moe]
+        ax.plot([c.value for c in some], [predict(c) for c in some], color=colour, markeredgecolor=colour,
+                label=f"{name}, {len(some)} rows", **QUOTED | {"markersize": 4.5, "markeredgewidth": 1.2})
+    ax.set(xscale="log", yscale="log", xlim=ends, ylim=ends, xlabel="published (tokens/s for each chip)",
+           ylabel="predicted (tokens/s for each chip)")
+    ax.legend(loc="upper left", frameon=False, fontsize=8.5)
+    within = sum(0.5 <= predict(c) / c.value <= 2 for c in cases)
+    return picture(figure, f"Scatter chart on logarithmic axes of predicted against published tokens per second for "
+                           f"each chip, {len(cases)} rows: {within} lie within a factor of two of the diagonal.")
+
+
+def waterfall(ledger: Ledger) -> Picture:
+    """The factors of a ledger as steps down from 1, on a logarithmic axis; marks tell their kinds."""
+    names = [f"{f.name}: {f.value:.3g}" for f in ledger.factors]
+    figure, ax = _rows(0.5, [*names, "all together"])
+    ax.set_xscale("log")
+    colours = dict(zip(("measured", "quoted", "modelled", "assumed"), (BLACK, "white", BLUE, GREY)))
+    left = 1.0
+    for y, f in enumerate(ledger.factors):
+        ax.barh(y, left - left / f.value, 0.4, left / f.value, color=colours[f.kind], edgecolor=BLACK, linewidth=0.8)
+        ax.plot([left / f.high, left / f.low], [y, y], color=GREY, linewidth=2.5)
+        left /= f.value
+    ax.barh(len(names), 1 - left, 0.4, left, color=GREEN)
+    ax.set_xlabel("price (share of the first)")
+    return picture(figure, f"Waterfall chart of a price that falls factor by factor on a logarithmic axis: "
+                           f"{'; '.join(names)}; all together to {left:.3g} of the first price.")
+
+
+# --- chapter 04 -----------------------------------------------------------------------------------------------
+
+def _years_axis(ax, first: dt.date, last: dt.date, margin: int) -> None:
+    """Every second year from `first` to `last`, with so many days more on the right for labels."""
+    ax.set_xlim(first - dt.timedelta(300), last + dt.timedelta(margin))
+    years = [dt.date(year, 1, 1) for year in range(first.year + 1, last.year + 1) if year % 2 == 0]
+    ax.set_xticks(years, [str(day.year) for day in years])
+
+
+def _at_end(ax, day, value, text, colour=BLACK, shift=0.0) -> None:
+    """A label to the right of a line's last point, in the line's colour."""
+    ax.annotate(text, (day, value), xytext=(6, shift), textcoords="offset points", va="center", fontsize=8.5,
+                color=colour, annotation_clip=False)
+
+
+def peaks_by_format(line: tuple[Generation, ...]) -> Picture:
+    """Peak rates of chips by number format over their launch dates, and what Moore's law makes of the first one."""
+    figure, ax = _axes(3.6)
+    first, last = line[0], line[-1]
+    for bits, dash in ((32, "-"), (16, "--"), (8, "-."), (4, ":")):
+        known = [(g.date, g.rate(bits) / 1e12) for g in line if g.rate(bits)]
+        ax.plot(*zip(*known, strict=True), color=VERMILLION, linestyle=dash, linewidth=1.4)
+        ax.plot(*zip(*known, strict=True), color=VERMILLION, **QUOTED)
+        _at_end(ax, *known[-1], f"{bits} bits", VERMILLION)
+    grown = moore(years_between(first.date, last.date)) * first.rate(32) / 1e12
+    ax.plot([first.date, last.date], [first.rate(32) / 1e12, grown], color=GREY, linewidth=1.2, linestyle=(0, (5, 2)))
+    _at_end(ax, last.date, grown, "Moore's law", GREY)
+    for g in line[:-1]:
+        ax.annotate(g.name, (g.date, g.rate(32) / 1e12), xytext=(4, -9), textcoords="offset points", ha="center",
+                    va="top", fontsize=8.5)
+    ax.annotate(last.name, (last.date, last.rate(32) / 1e12), xytext=(9, -9), textcoords="offset points", va="top",
+                fontsize=8.5)
+    ax.set_yscale("log")
+    ax.yaxis.set_major_formatter(FuncFormatter(lambda rate, _: f"{rate:,g}"))
+    ax.yaxis.set_minor_formatter(NullFormatter())
+    ax.set(ylabel="peak (10¹² operations/s)", ylim=(4, None))
+    _years_axis(ax, first.date, last.date, margin=1300)
+    plain, best = last.rate(32) / first.rate(32), last.best_rate / first.best_rate
+    return picture(figure, f"Line chart on a log axis of the peak rates of {len(line)} chips from {first.date.year} to "
+                           f"{last.date.year}, one line for each number format: plain 32-bit arithmetic rises "
+                           f"{plain:.0f} times, the best format {best:,.0f} times, by stepping to lines of fewer bits; "
+                           f"Moore's law would give {grown * 1e12 / first.rate(32):.0f}.")
+
+
+def growth_rates(rates: list[Growth], law: float) -> Picture:
+    """Yearly growth of what chips have, as points with 90% intervals; a line marks Moore's law."""
+    figure, ax = _rows(0.42, [rate.measure for rate in rates])
+    ax.set_xscale("linear")
+    for y, rate in enumerate(rates):
+        colour = (VERMILLION if "peak" in rate.measure else BLUE if "memory" in rate.measure
+                  else GREEN if "price" in rate.measure else BLACK)
+        ax.plot([rate.low, rate.high], [y, y], color=colour, linewidth=1.6)
+        ax.plot(rate.factor_per_year, y, color=colour, **QUOTED)
+        ax.annotate(f"{rate.factor_per_year:.2f}", (rate.low, y), xytext=(-6, 0), textcoords="offset points",
+                    va="center", ha="right", fontsize=8.5)
+    ax.axvline(law, color=GREY, linewidth=1.2, linestyle=(0, (5, 2)), zorder=0)
+    ax.annotate("Moore's law", (law, len(rates) - 0.2), xytext=(4, 0), textcoords="offset points", va="center",
+                fontsize=8.5, color=GREY)
+    ax.set(xlim=(0.94, max(rate.high for rate in rates) + 0.05), ylim=(len(rates) + 0.1, -0.9),
+           xlabel="growth (times per year)")
+    outrun = ", ".join(rate.measure for rate in rates if rate.factor_per_year > law)
+    said = "; ".join(f"{rate.measure} {rate.factor_per_year:.2f}" for rate in rates)
+    return picture(figure, f"Dot chart of growth in times per year, with intervals, for {len(rates)} properties of "
+                           f"chips: {said}. What outruns the {law:.2f} of Moore's law: {outrun or 'nothing'}.")
+
+
+def rents(panels: dict[str, dict[str, Rent]]) -> Picture:
+    """USD per board and hour over the years, a panel for each kind of seller, each line by its label; rises in red."""
+    figure, axes = _axes(0.6 + 2.1 * len(panels), rows=len(panels), sharex=True)
+    rises, every = [], [day for panel in panels.values() for rent in panel.values() for day, _ in rent.points]
+    for ax, (kind, panel) in zip(axes, panels.items(), strict=True):
+        for label, rent in panel.items():
+            days, prices = zip(*rent.points, strict=True)
+            ax.step(days, prices, where="post", color=GREEN, linewidth=1.2)
+            ax.plot(days, prices, color=GREEN, **{**QUOTED, "markersize": 4.5})
+            for (_, low), (day, high) in rent.rises:
+                ax.plot([day, day], [low, high], color=VERMILLION, linewidth=3.5, solid_capstyle="butt")
+                rises.append((high / low, label))
+            if max(prices) > 2 * prices[-1]:  # what has fallen far is labelled at its top, the ends stand close
+                ax.annotate(label, (days[prices.index(max(prices))], max(prices)), xytext=(0, 6), fontsize=8.5,
+                            textcoords="offset points")
+            else:
+                _at_end(ax, days[-1], prices[-1], label)
+        ax.set_yscale("log", base=2)
+        ax.yaxis.set_major_formatter(FuncFormatter(lambda price, _: usd(price)))
+        ax.text(0.01, 0.97, kind, transform=ax.transAxes, va="top", fontsize=9)
+        ax.margins(y=0.14)
+        ax.label_outer()
+    _years_axis(axes[-1], min(every), max(every), margin=1150)
+    figure.supylabel("rent (USD per board and hour)", fontsize=10)
+    steepest, label = max(rises)
+    shown = sum(map(len, panels.values()))
+    return picture(figure, f"Step line charts on log axes of {shown} rents in USD per board and hour, in {len(panels)} "
+                           f"panels: {', '.join(panels)}. Most lines are flat or fall; "
+                           f"{len(rises)} steps go up, the steepest {steepest:.1f} times, {label}.")
+
+
+def price_and_rent(price: Series, rent: dict[str, list[TokenRent]]) -> Picture:
+    """The price in force of a level of quality, and over the same years the rent of the chips that make its tokens."""
+    figure, ax = _axes(3.6)
+    _money_axis(ax)
+    _steps(ax, price, color=GREEN)
+    first, last = price.points[0], price.points[-1]
+    ax.annotate(f"price in force,\n{price.exam} {price.threshold:g}", (first.date, first.usd), xytext=(34, -2),
+                textcoords="offset points", va="top", fontsize=9, color=GREEN)
+    said = []
+    for (seller, offers), dash, above in zip(rent.items(), ("--", ":"), (7, -15), strict=False):
+        days, costs = [o.date for o in offers], [o.usd for o in offers]
+        ax.step(days, costs, where="post", color=GREEN, linewidth=1.2, linestyle=dash)
+        ax.plot(days, costs, color=GREEN, **{**QUOTED, "markersize": 4.5})
+        ax.annotate(f"rent, {seller}", (days[0], costs[0]), xytext=(-4, above), textcoords="offset points", fontsize=9)
+        said.append(f"at {seller} from {usd(costs[0])} to {usd(costs[-1])}")
+    ax.set_ylabel("price or rent (USD per million tokens)")
+    _years_axis(ax, min(o.date for offers in rent.values() for o in offers), last.date, margin=120)
+    return picture(figure, f"Step line chart on a log axis in USD per million tokens: the price in force falls from "
+                           f"{usd(first.usd)} in {first.date:%B %Y} to {usd(last.usd)} in {last.date:%B %Y}, while "
+                           f"the rent of the chips that make such tokens hardly moves: {'; '.join(said)}.")

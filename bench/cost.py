@@ -1,0 +1,145 @@
+"""`python -m bench cost`: published measurements of serving beside what the cost model and its peers predict.
+
+A quarter of the rows, chosen by a checksum of their ids, calibrate `TYPICAL`; the others are scored. Agreement is the
+smaller of prediction and measurement over the larger.
+"""
+
+import argparse
+import csv
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+from random import Random
+from statistics import median
+
+from llmflation.cost.published import NEEDED, Case, agreement, predicted, published_cases
+from llmflation.cost.roofline import Efficiency
+from llmflation.errors import BadInputError
+
+from .rows import Row
+
+PEERS = Path(__file__).parent / "peers"
+
+
+def fit(cases: Sequence[Case]) -> Efficiency:
+    """The efficiency that predicts the calibration rows best, by the mean log error, where a row wrong by more than
+    half counts as half. They tell fixed costs badly from shares: of all fits within 5% the least fixed one is taken."""
+    def loss(e: Efficiency) -> float:
+        return sum(min(math.log(1.5), -math.log(agreement(predicted(c, e), c.value))) for c in cases) / len(cases)
+
+    found = []
+    for layer_s, all_reduce_s in product((2e-5, 3e-5, 4e-5, 5e-5, 6e-5, 7e-5, 8e-5), (2e-6, 4e-6, 6e-6, 8e-6, 1.2e-5)):
+        best = Efficiency(0.7, 0.8, 0.4, layer_s=layer_s, all_reduce_s=all_reduce_s)
+        for _ in range(2):
+            for name, values in GRID.items():
+                best = min((replace(best, **{name: v}) for v in values), key=loss)
+        found.append((layer_s + 2 * all_reduce_s, loss(best), best))
+    least = min(value for _, value, _ in found)
+    return min((f for f in found if f[1] <= 1.05 * least), key=lambda f: f[:2])[2]
+
+
+GRID = {"compute": (0.66, 0.69, 0.72, 0.75, 0.78), "memory": (0.7, 0.74, 0.78, 0.82, 0.86, 0.9),
+        "link": (0.3, 0.35, 0.4, 0.45, 0.5, 0.6)}
+
+
+def rows(quick: bool, arguments: Sequence[str] = ()) -> tuple[list[Row], list[str]]:
+    """The bench's rows and notes. `quick` changes nothing: all of it takes seconds."""
+    parser = argparse.ArgumentParser(prog="python -m bench cost")
+    parser.add_argument("--rows", type=Path, help="another CSV with the columns of serving_benchmarks.csv")
+    parser.add_argument("--fit", action="store_true", help="print what the calibration rows say TYPICAL should be")
+    chosen = parser.parse_args(list(arguments))
+    every, why = published_cases(_table(chosen.rows))
+    scored = every if chosen.rows else [c for c in every if not c.calibrates]
+    if not scored:
+        raise BadInputError(f"{chosen.rows}: no row can be predicted: {dict(why)}")
+    pairs = [(c, predicted(c)) for c in scored]
+    notes = [_table_of(pairs), "", f"{len(every)} rows can be predicted, {len(scored)} of them are scored."]
+    notes += [f"left out, {count}: {reason}" for reason, count in why.most_common()]
+    if chosen.fit:
+        notes.append(f"The calibration rows say {fit([c for c in every if c.calibrates])}.")
+    agreed = [agreement(p, c.value) for c, p in pairs]
+    result = [_share("median-agreement", agreed, 0.5, 0.80), _share("p90-agreement", agreed, 0.1, 0.50)]
+    for name in ALSO if not chosen.rows else ():
+        row, note = beside(name, every)
+        result.append(row)
+        notes.append(note)
+    return result, notes
+
+
+ALSO = {"genz": "GenZ", "llm_viewer": "LLM-Viewer", "llm_analysis": "llm-analysis", "mlsysim": "mlsysim"}
+
+
+def beside(name: str, cases: Sequence[Case]) -> tuple[Row, str]:
+    """How many times as far off as ours a peer is, in the median of the log errors on the rows that it can do.
+
+    As it is shipped; the note adds how far off it is when one factor for all its times, like ours from the calibration
+    rows alone, has set it right on average.
+    """
+    with (PEERS / f"{name}.csv").open(newline="", encoding="utf-8") as file:
+        said = {row["row_id"]: row for row in csv.DictReader(file) if row["decode_step_ms"]}
+    theirs = {c.id: c.in_its_unit(float(said[c.id]["prompts_ms"]) / 1000, float(said[c.id]["decode_step_ms"]) / 1000)
+              for c in cases if c.id in said}
+    slower = median(_slower(c, theirs[c.id]) for c in cases if c.id in said and c.calibrates)
+    scored = [c for c in cases if c.id in said and not c.calibrates]
+    errors = [(_error(theirs[c.id], c), _error(_times(c, theirs[c.id], slower), c), _error(predicted(c), c))
+              for c in scored]
+    shipped, fitted, ours = (median(column) for column in zip(*errors, strict=True))
+    rng = Random(0)
+    drawn = sorted(median(e[0] for e in sample) / median(e[2] for e in sample)
+                   for sample in (rng.choices(errors, k=len(errors)) for _ in range(1000)))
+    row = Row(f"cost-vs-{name.replace('_', '-')}", shipped / ours, min(shipped / ours, drawn[25]),
+              max(shipped / ours, drawn[974]), 1.5)
+    return row, (f"{ALSO[name]}, {len(scored)} rows: its median error is {math.expm1(shipped):.0%}, ours on the same "
+                 f"rows {math.expm1(ours):.0%}; with its times multiplied by {slower:.2f}, {math.expm1(fitted):.0%}.")
+
+
+def _error(said: float, c: Case) -> float:
+    return abs(math.log(said / c.value))
+
+
+def _slower(c: Case, said: float) -> float:
+    """By what a peer's times must be multiplied so that it says what was published."""
+    return c.value / said if c.is_time else said / c.value
+
+
+def _times(c: Case, said: float, slower: float) -> float:
+    return said * slower if c.is_time else said / slower
+
+
+def _table(path: Path | None) -> Sequence | None:
+    if path is None:
+        return None
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            found = list(csv.DictReader(file))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise BadInputError(f"{path} cannot be read ({error}); give a CSV file.") from None
+    lacking = {*NEEDED, "row_id", "metric", "value"} - set(found[0] if found else ())
+    if lacking:
+        raise BadInputError(f"{path} lacks the columns {', '.join(sorted(lacking))}; it needs those of "
+                            "serving_benchmarks.csv.")
+    return found
+
+
+def _share(name: str, values: Sequence[float], at: float, target: float) -> Row:
+    """A quantile of the agreements, with the interval in which it lies when the rows are drawn anew."""
+    def quantile(sample):
+        return sorted(sample)[int(at * len(sample))] if at != 0.5 else median(sample)
+
+    rng = Random(0)
+    drawn = sorted(quantile(rng.choices(values, k=len(values))) for _ in range(1000))
+    value = quantile(values)
+    return Row(name, value, min(value, drawn[25]), max(value, drawn[974]), target, "share")
+
+
+def _table_of(pairs: Sequence[tuple[Case, float]]) -> str:
+    lines = [f"{'row':<6} {'model':<24} {'chip':<16} {'in/out':>11} {'at once':>7}  {'published':>10} "
+             f"{'predicted':>10} ratio"]
+    for c, p in sorted(pairs, key=lambda pair: agreement(pair[1], pair[0].value)):
+        wrong = "  wrong by more than 2" if agreement(p, c.value) < 0.5 else ""
+        lengths, chips = f"{c.n_in}/{c.n_out}", f"{c.chips} x {c.hw.name}"
+        lines.append(f"{c.id:<6} {c.cfg.name[:24]:<24} {chips[:16]:<16} {lengths:>11} "
+                     f"{c.batch:>7,}  {c.value:>10,.5g} {p:>10,.5g} {p / c.value:>5.2f}{wrong}")
+    return "\n".join(lines)

@@ -1,0 +1,74 @@
+"""The cost model on this machine: what is timed, what is fitted, and that the fit finds what made the times."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from llmflation import calibrate
+from llmflation.calibrate import Step, fit, predicted_s, step_of, time_step
+from llmflation.config import ModelConfig
+from llmflation.cost.roofline import Efficiency
+from llmflation.errors import BadInputError
+from llmflation.hardware import DTYPES
+from llmflation.model import Transformer
+from llmflation.probe import ThisMachine, this_machine
+
+CFG = ModelConfig(2, 64, 4, 2, 128, 320, context=128, tied_embeddings=True)
+MACHINE = ThisMachine("a machine", 16e9, 20e9, {"fp32": 3e11}, read_rates={2**20: 80e9, 2**28: 20e9}, operator_s=1e-6)
+
+
+def test_a_step_reads_what_the_cache_holds_and_leaves_it_so(monkeypatch):
+    model, seen = Transformer(CFG).eval(), []
+    run = step_of(model, batch=3, context=100)
+    forward = Transformer.forward
+    monkeypatch.setattr(Transformer, "forward", lambda self, tokens, cache, *rest, **named: seen.append(
+        (tuple(tokens.shape), cache.lengths.tolist())) or forward(self, tokens, cache, *rest, **named))
+    run(), run()
+    assert seen == [((3, 1), [100] * 3)] * 2
+
+
+@pytest.mark.parametrize("context", [0, 128, 1.5, True])
+def test_a_context_without_room_is_refused(context):
+    with pytest.raises(BadInputError, match="from 1 to 127"):
+        step_of(Transformer(CFG).eval(), 1, context)
+
+
+def test_timing_a_step_says_what_was_timed():
+    step = time_step(Transformer(CFG).eval(), 2, 16, repeat=3)
+    assert (step.cfg, step.batch, step.context, step.dtype) == (CFG, 2, 16, torch.float32) and step.time_s > 0
+
+
+def test_the_fit_finds_the_losses_that_made_the_times():
+    wide = ModelConfig(4, 512, 8, 2, 1536, 320, context=4096, tied_embeddings=True)
+    truth = Efficiency(0.6, 0.8, overlap=0.4, layer_s=1e-4)
+    steps = [Step(cfg, batch, context, torch.float32, 0.0, 0.0) for cfg in (CFG, wide)
+             for batch in (1, 128) for context in (64, 2048)]
+    steps = [replace(step, time_s=predicted_s(MACHINE, step, truth)) for step in steps]
+    found = fit(MACHINE, steps)
+    for step in steps:
+        assert predicted_s(MACHINE, step, found) == pytest.approx(step.time_s, rel=0.05)
+
+
+def test_what_stays_in_the_cache_is_read_at_its_speed():
+    assert MACHINE.reading(2**18).mem_bytes_per_s == MACHINE.reading(2**20).mem_bytes_per_s == 80e9
+    assert MACHINE.reading(2**40).mem_bytes_per_s == 20e9
+    assert MACHINE.reading(2**24).mem_bytes_per_s == pytest.approx(40e9)
+
+
+def test_this_machine_is_an_accelerator_like_any_other(monkeypatch):
+    monkeypatch.setattr("llmflation.probe._product_flops", lambda dtype: {"fp32": 1e11, "bf16": 2e11}.get(dtype))
+    machine = this_machine(sizes=(2**16, 2**18))
+    assert machine.peak("fp32") == 1e11 and "int8" not in machine.peak_flops and set(machine.peak_flops) <= set(DTYPES)
+    assert machine.mem_bytes_per_s == machine.read_rates[2**18] and machine.mem_bytes > 1e8
+    assert 0 < machine.operator_s < 1 and "TFLOP/s" in repr(machine)
+
+
+def test_a_format_that_cannot_be_multiplied_has_no_rate(monkeypatch):
+    def refuse(a, b):
+        raise RuntimeError("not on this processor")
+
+    monkeypatch.setattr(torch, "_int_mm", refuse)
+    assert calibrate.BITS[torch.bfloat16] == 16
+    from llmflation.probe import _product_flops
+    assert _product_flops("int8", width=16) is None and _product_flops("fp32", width=16) > 0
