@@ -7,8 +7,8 @@ Nothing is in two splits. Each scene has a size (digits, pairs, depth ...) and a
 written: 34+12 and 46-12 hold what 12+34 holds). Sizes beyond the standard ones are "hard". Of the others, a keyed
 hash of the content keeps one in ten back: these are "standard", the rest is "train". Where there are few contents
 (592 products of two digits by one, 1,440 amounts to convert), a model can know the held-out ones only by having
-learned the rule from their neighbours: 47*6 from 46*6 and 47*5. Most that is hard is not longer but made of what
-training leaves out: a length never seen would score near zero for every model, and so judge nothing.
+learned the rule from their neighbours: 47*6 from 46*6 and 47*5. Hard sums and products are not longer but carry
+further: a length never seen would score near zero for every model, and so judge nothing.
 """
 
 import hashlib
@@ -74,12 +74,11 @@ class Problem:
 
 @dataclass(frozen=True)
 class Document:
-    """Text for training; each of `answer_spans` is (start, end) in bytes of an answer and its line's end; of the run of
-    a program, of a value that has to be worked out.
+    """Text for training; each of `answer_spans` is (start, end) in bytes of an answer and its line's end.
 
     `bits` is the entropy floor of this text: what its random choices weigh, and nothing for the answers. No model that
     knows the rules, and not which questions were held back, needs fewer on average. Per byte: `bits / len(text)`.
-    It is exact but for where a document ends, which would add to it, and for the hard stories (see `_states`).
+    It is exact for each domain but for where a document ends, which would only add to it.
     """
 
     domain: str
@@ -128,7 +127,6 @@ class _Scene:
     content: str
     context: str
     questions: list[tuple[str, str]]  # prompt and answer
-    worked_out: tuple[tuple[int, int], ...] = ()  # what of its one answer is not just copied; () for all of it
 
     @property
     def least_bytes(self) -> int:
@@ -141,7 +139,7 @@ class Domain:
     """One kind of text. Sizes (of what, says `size_is`) from `easiest` to the standard ones are trained on.
 
     >>> DOMAINS["sorting"].size_is, DOMAINS["sorting"].easiest, DOMAINS["sorting"].standard, DOMAINS["sorting"].hard
-    ('numbers', 2, range(3, 7), range(7, 9))
+    ('numbers', 2, range(3, 7), range(7, 10))
     """
 
     name: str
@@ -151,7 +149,6 @@ class Domain:
     hard: range
     draw: Callable[[_Draws, int, int], _Scene]  # of draws, size, room in bytes
     room_for: Callable[[int], int] = lambda size: 0  # bytes below which a size is not drawn at all
-    fills: bool = False  # a document above LEAST_BYTES begins with the largest size that it has room for
 
     def split_of(self, content: str, size: int) -> str:
         """The one split that a content of this size belongs to."""
@@ -178,8 +175,7 @@ class Domain:
         top = self.easiest + round(difficulty * (self.standard[-1] - self.easiest))
         sizes = self.hard if split == "hard" else range(self.easiest, top + 1)
         text, spans, bits = "", [], 0.0
-        fills = self.fills and max_bytes > LEAST_BYTES
-        while drawn := self._scene(rng, sizes, split, max_bytes - len(text), fills and not text):
+        while drawn := self._scene(rng, sizes, split, max_bytes - len(text)):
             scene, weight = drawn
             if len(text) + scene.least_bytes > max_bytes:
                 if text:
@@ -192,17 +188,15 @@ class Domain:
                 if end > max_bytes:
                     return Document(self.name, text, tuple(spans), bits)
                 text += f"{prompt}{answer}\n"
-                spans += [(start + a, start + b) for a, b in scene.worked_out] or [(start, end)]
+                spans.append((start, end))
                 bits += math.log2(len(scene.questions) - i)  # which of those not asked yet
             if scene.context and len(text) < max_bytes:
                 text += "\n"
         return Document(self.name, text, tuple(spans), bits)
 
-    def _scene(
-        self, rng: Random, sizes: range, split: str, room: int, largest: bool = False
-    ) -> tuple[_Scene, float] | None:
+    def _scene(self, rng: Random, sizes: range, split: str, room: int) -> tuple[_Scene, float] | None:
         """A scene of the split, its questions in random order, and its bits; None if no size has room."""
-        sizes = [size for size in sizes if self.room_for(size) <= room][-1 if largest else 0 :]
+        sizes = [size for size in sizes if self.room_for(size) <= room]
         if not sizes:
             return None
         size = rng.choice(sizes)
@@ -247,66 +241,51 @@ _PRODUCTS = {
 
 
 def _look_up(draws: _Draws, size: int, room: int) -> _Scene:
-    """2**size pairs or more, fewer than twice as many; a list that could fill the room leaves some for questions.
-    Hard keys are made of so few letters that most have neighbours but for one: a list of training never has."""
+    """2**size pairs or more, fewer than twice as many. Hard keys have three letters out of eight, so that two
+    seldom tell them apart."""
     hard = size >= 9
-    least, fit = 2 ** (size - 5 if hard else size), (room - 1) // _PAIR - 1
-    if fit >= 2 * least:
-        n = least + draws.below(least)
-    else:
-        n = draws.pick([fit - asked for asked in (0, 1, 3, 7, 15) if fit - asked >= least])
+    least, width = 2 ** (size - 5 if hard else size), 8 if hard else 6
+    n = least + draws.below(min(least, room // width - least))  # one width is left for a question
     return _told(_pairs(draws, n, hard))
 
 
-_PAIR = 6  # bytes of a pair, and of a question with its answer
-
-
 def _look_up_bytes(size: int) -> int:
-    return 1 + _PAIR * (2 ** (size - 5 if size >= 9 else size) + 1)
+    return 6 * (2**size + 1) if size < 9 else 8 * (2 ** (size - 5) + 1)
 
 
 def _told(pairs: list[str]) -> _Scene:
-    """A space stands before each pair, so that the first looks like the others."""
     questions = [(f"{key}=", value) for key, value in (pair.split("=") for pair in pairs)]
-    return _Scene(" ".join(sorted(pairs)), "".join(f" {pair}" for pair in pairs) + "\n", questions)
+    return _Scene(" ".join(sorted(pairs)), " ".join(pairs) + "\n", questions)
 
 
 def _pairs(draws: _Draws, n: int, hard: bool) -> list[str]:
-    letters = _LETTERS[: math.isqrt(n - 1) + 2] if hard else _LETTERS
-    keys = [a + b for a in letters for b in letters]
-    return [f"{key}={10 + draws.below(90)}" for key in draws.distinct(keys, n)]
+    keys, least = (_HARD_KEYS, 100) if hard else (_KEYS, 10)
+    return [f"{key}={least + draws.below(9 * least)}" for key in draws.distinct(keys, n)]
 
 
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
+_KEYS = [a + b for a in _LETTERS for b in _LETTERS]
+_HARD_KEYS = [a + b + c for a in _LETTERS[:8] for b in _LETTERS[:8] for c in _LETTERS[:8]]
 
 
 def _states(draws: _Draws, size: int, room: int) -> _Scene:
-    """Things are put into boxes, then moved `size` times: into a box, or to where another thing is now ("by").
-
-    What is followed was put there. In hard stories (sizes 11 to 15, moved 5 times less) it may itself have followed,
-    up to twice, and once it has: those few that are redrawn for it make the floor a little too high."""
-    hard = size > 10
-    while True:
-        where, chain, told = {}, {}, []
-        before = draws.bits
-        for step in range(len(_THINGS) + (size - 5 if hard else size)):
-            thing = _THINGS[step] if step < len(_THINGS) else draws.pick(_THINGS)
-            others = [t for t in where if t != thing and chain[t] < (3 if hard else 1)]
-            if step >= len(_THINGS) and others and draws.chance(*((1, 2) if hard else (1, 4))):
-                other = draws.pick(others)
-                where[thing], chain[thing] = where[other], chain[other] + 1
-                told.append(f"{thing} by {other}")
-            else:
-                where[thing], chain[thing] = str(1 + draws.below(9)), 0
-                told.append(f"{thing} in {where[thing]}")
-        if not hard or max(chain.values()) > 1:
-            break
-        draws.bits = before
+    """Things are put in places, then moved `size` times: to a place, or to where another thing is now ("by")."""
+    where, told = {}, []
+    for step in range(len(_THINGS) + size):
+        thing = _THINGS[step] if step < len(_THINGS) else draws.pick(_THINGS)
+        if step >= len(_THINGS) and draws.chance(1, 4):
+            other = draws.pick([t for t in _THINGS if t != thing])
+            where[thing] = where[other]
+            told.append(f"{thing} by {other}")
+        else:
+            where[thing] = draws.pick(_PLACES)
+            told.append(f"{thing} in {where[thing]}")
     story = ",".join(told)
     return _Scene(story, story + "\n", [(f"{thing} in ", where[thing]) for thing in _THINGS])
 
 
 _THINGS = ("cup", "hat", "key", "map", "pen")
+_PLACES = ("barn", "cave", "dock", "hall", "shed", "yard")
 
 
 def _brackets(draws: _Draws, size: int, room: int) -> _Scene:
@@ -343,47 +322,35 @@ _UNITS = {
 
 
 def _code(draws: _Draws, size: int, room: int) -> _Scene:
-    """A program for a pocket calculator with four memories, and its run: each line once more, with its value.
+    """A program of `size` lines over four variables. Values stay in 0 to 99, and at most two sums or products deep."""
+    value, depth, lines = {}, {}, []
+    for _ in range(size):
+        target = draws.pick("abcd")
+        sources = [v for v in sorted(value) if depth[v] < 2]
+        if not sources or draws.chance(1, 3):
+            value[target], depth[target] = draws.below(50), 0
+            lines.append(f"{target}={value[target]}")
+            continue
+        source = draws.pick(sources)
+        operands = {str(k): (k, 0) for k in range(1, 10)} | {v: (value[v], depth[v]) for v in sources}
+        options = [
+            (op, name, result, 1 + max(depth[source], deep))
+            for op in "+-*"
+            for name, (k, deep) in operands.items()
+            if 0 <= (result := _arithmetic(value[source], op, k)) <= 99
+        ]
+        op, name, value[target], depth[target] = draws.pick(options)
+        lines.append(f"{target}={source}{op}{name}")
+    program = "\n".join(lines)
+    return _Scene(program, f"{program}\nprint\n", [(f"{v}=", str(value[v])) for v in sorted(value)])
 
-    Half of the `size` lines compute, the others put a number in a memory; of hard programs (sizes 9 to 12, four lines
-    shorter) all but two compute. Values stay in 0 to 99."""
-    hard = size > 8
-    length = size - 4 if hard else size
-    n_computing = length - 2 if hard else length // 2
-    computing = set(draws.rng.sample(range(1, length), n_computing))
-    draws.bits += math.log2(math.comb(length - 1, n_computing))
-    memory, program, run, worked_out = {}, [], "", []
-    for number in range(length):
-        text, value = _computed(draws, memory) if number in computing else (str(n := draws.below(50)), n)
-        name = draws.pick("abcd")
-        memory[name] = value
-        program.append(f"{number + 1} {text}>{name}")
-        run += f"{program[-1]}={value};"
-        if number in computing:
-            worked_out.append((len(run) - len(f"{value};"), len(run)))
-    listing = "\n".join(program)
-    return _Scene(listing, f"{listing}\nrun\n", [("", run[:-1])], tuple(worked_out))
 
-
-def _computed(draws: _Draws, memory: dict[str, int]) -> tuple[str, int]:
-    """A sum or difference of a memory and a digit or a memory, and its value."""
-    source = draws.pick(sorted(memory))
-    operands = {str(k): k for k in range(1, 10)} | dict(sorted(memory.items()))
-    sums = [(f"{source}+{name}", memory[source] + k) for name, k in operands.items()]
-    differences = [(f"{source}-{name}", memory[source] - k) for name, k in operands.items()]
-    return draws.pick([(text, value) for text, value in sums + differences if 0 <= value <= 99])
+def _arithmetic(a: int, op: str, b: int) -> int:
+    return a + b if op == "+" else a - b if op == "-" else a * b
 
 
 def _sorting(draws: _Draws, size: int, room: int) -> _Scene:
-    """Different numbers up to 99. Five or six of one ten are kept for the hard sizes, 7 and 8."""
-    if size > 6:
-        ten = 10 * draws.below(10)
-        numbers = [ten + n for n in draws.distinct(range(10), size - 2)]
-    else:
-        numbers = draws.rng.sample(range(100), size)
-        while size >= 5 and len({n // 10 for n in numbers}) == 1:
-            numbers = draws.rng.sample(range(100), size)
-        draws.bits += math.log2(math.perm(100, size) - (10 * math.perm(10, size) if size >= 5 else 0))
+    numbers = draws.distinct(range(100), size)
     result = " ".join(map(str, sorted(numbers)))
     return _Scene(result, "", [(" ".join(map(str, numbers)) + ">", result)])
 
@@ -393,12 +360,12 @@ DOMAINS = {
     for domain in (
         Domain("sums", "digits", 1, range(2, 4), range(4, 5), _sums),
         Domain("products", "digits", 1, range(2, 3), range(3, 4), _products),
-        Domain("look-up", "doublings of pairs", 2, range(4, 9), range(9, 13), _look_up, _look_up_bytes, True),
-        Domain("states", "changes", 2, range(6, 11), range(11, 16), _states),
+        Domain("look-up", "doublings of pairs", 2, range(4, 9), range(9, 13), _look_up, _look_up_bytes),
+        Domain("states", "changes", 2, range(6, 11), range(11, 15), _states),
         Domain("brackets", "depth", 2, range(3, 7), range(7, 9), _brackets),
         Domain("units", "tens", 1, range(1, 7), range(7, 11), _units),
         Domain("code", "lines", 2, range(5, 9), range(9, 13), _code),
-        Domain("sorting", "numbers", 2, range(3, 7), range(7, 9), _sorting),
+        Domain("sorting", "numbers", 2, range(3, 7), range(7, 10), _sorting),
     )
 }
 
@@ -439,15 +406,15 @@ def look_up_at(distance: int, n: int, seed: int, max_bytes: int = CONTEXT) -> li
     _check_whole("n", n, 1)
     _check_whole("seed", seed)
     _check_whole("max_bytes", max_bytes, LEAST_BYTES)
-    fit = (max_bytes - 1) // _PAIR - 1
-    _check_whole("distance", distance, _PAIR)
-    if distance % _PAIR or distance > _PAIR * fit:
-        raise bad_input("distance", distance, f"a multiple of 6 from 6 to {_PAIR * fit}", "A pair fills 6 bytes.")
+    fit = max_bytes // 6 - 1
+    _check_whole("distance", distance, 6)
+    if distance % 6 or distance > 6 * fit:
+        raise bad_input("distance", distance, f"a multiple of 6 from 6 to {6 * fit}", "A pair fills 6 bytes.")
     rng, found = Random(f"look-up at {distance} {seed}"), []
     while len(found) < n:
         scene = _told(_pairs(_Draws(rng), fit, hard=False))
         if DOMAINS["look-up"].split_of(scene.content, 8) == "standard":
-            prompt, answer = scene.questions[-distance // _PAIR]
+            prompt, answer = scene.questions[-distance // 6]
             found.append(Problem("look-up", scene.context + prompt, answer))
     return found
 

@@ -43,15 +43,15 @@ class Recipe:
     """Everything that a run's result follows from, on one machine."""
 
     cfg: ModelConfig = TOY
-    steps: int = 4000
+    steps: int = 2600
     seed: int = 1
     documents: int = 16  # of each step; of each eight one is of each domain
     document_bytes: int = 256  # look-up documents grow up to the context
     matrix_step: float = 0.02  # Muon's learning rate
     other_step: float = 3e-3  # AdamW's, for the embedding and the norms
-    rest_weight: float = 0.1  # of a document's other bytes, where its answers weigh 1
-    rising: float = 0.3  # share of the run over which the difficulty rises
-    cooling: float = 0.65  # share of the run, at its end, over which the step size falls to 0
+    rest_weight: float = 0.2  # of a document's other bytes, where its answers weigh 1
+    rising: float = 0.4  # share of the run over which the difficulty rises
+    cooling: float = 0.5  # share of the run, at its end, over which the step size falls to 0
 
     def __post_init__(self):
         for name, least in (("steps", 1), ("documents", 1), ("document_bytes", 256)):
