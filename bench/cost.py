@@ -18,7 +18,7 @@ from llmflation.cost.published import NEEDED, Case, agreement, predicted, publis
 from llmflation.cost.roofline import Efficiency
 from llmflation.errors import BadInputError
 
-from .rows import Row
+from .rows import Row, share
 
 PEERS = Path(__file__).parent / "peers"
 
@@ -60,7 +60,7 @@ def rows(quick: bool, arguments: Sequence[str] = ()) -> tuple[list[Row], list[st
     if chosen.fit:
         notes.append(f"The calibration rows say {fit([c for c in every if c.calibrates])}.")
     agreed = [agreement(p, c.value) for c, p in pairs]
-    result = [_share("median-agreement", agreed, 0.5, 0.80), _share("p90-agreement", agreed, 0.1, 0.50)]
+    result = [share("median-agreement", agreed, 0.5, 0.80), share("p90-agreement", agreed, 0.1, 0.50)]
     for name in ALSO if not chosen.rows else ():
         row, note = beside(name, every)
         result.append(row)
@@ -121,17 +121,6 @@ def _table(path: Path | None) -> Sequence | None:
         raise BadInputError(f"{path} lacks the columns {', '.join(sorted(lacking))}; it needs those of "
                             "serving_benchmarks.csv.")
     return found
-
-
-def _share(name: str, values: Sequence[float], at: float, target: float) -> Row:
-    """A quantile of the agreements, with the interval in which it lies when the rows are drawn anew."""
-    def quantile(sample):
-        return sorted(sample)[int(at * len(sample))] if at != 0.5 else median(sample)
-
-    rng = Random(0)
-    drawn = sorted(quantile(rng.choices(values, k=len(values))) for _ in range(1000))
-    value = quantile(values)
-    return Row(name, value, min(value, drawn[25]), max(value, drawn[974]), target, "share")
 
 
 def _table_of(pairs: Sequence[tuple[Case, float]]) -> str:

@@ -11,12 +11,12 @@ from statistics import median
 import torch
 
 from llmflation.calibrate import Step, fit, predicted_s, time_step
+from llmflation.cost.published import agreement
 from llmflation.model import Transformer
 from llmflation.probe import this_machine
 from llmflation.train import TOY
 
-from .cost import _share, agreement
-from .rows import Row, refuse
+from .rows import Row, refuse, share
 
 BATCHES = (1, 2, 4, 8, 16, 32, 64, 128)
 CONTEXTS = (64, 256, 1024, 2048)
@@ -47,7 +47,7 @@ def rows(quick: bool, arguments: Sequence[str] = ()) -> tuple[list[Row], list[st
     pairs = [(p, predicted_s(machine, p.step, fitted)) for p in points]
     agreed = [agreement(t, p.step.time_s) for p, t in pairs if not p.corner]
     notes = [repr(machine), f"Fitted on the {sum(p.corner for p in points)} corners: {fitted}", _table_of(pairs)]
-    return [_share("median-agreement", agreed, 0.5, 0.90), _share("p90-agreement", agreed, 0.1, 0.75)], notes
+    return [share("median-agreement", agreed, 0.5, 0.90), share("p90-agreement", agreed, 0.1, 0.75)], notes
 
 
 def measured(repeat: int) -> list[Point]:

@@ -4,6 +4,8 @@ import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from random import Random
+from statistics import median
 
 from llmflation.errors import BadInputError
 from llmflation.timing import compare
@@ -56,6 +58,17 @@ class Report:
         rows = [asdict(row) for row in self.rows]
         line = json.dumps({"bench": self.bench, "machine": self.machine, "rows": rows}, allow_nan=False)
         return "\n".join([*lines, "", *self.notes, line])
+
+
+def share(name: str, values: Sequence[float], at: float, target: float) -> Row:
+    """A quantile of the agreements, with the interval in which it lies when the rows are drawn anew."""
+    def quantile(sample):
+        return sorted(sample)[int(at * len(sample))] if at != 0.5 else median(sample)
+
+    rng = Random(0)
+    drawn = sorted(quantile(rng.choices(values, k=len(values))) for _ in range(1000))
+    value = quantile(values)
+    return Row(name, value, min(value, drawn[25]), max(value, drawn[974]), target, "share")
 
 
 def refuse(arguments: Sequence[str]) -> None:

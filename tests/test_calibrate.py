@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from llmflation import calibrate
+from llmflation import probe
 from llmflation.calibrate import Step, fit, predicted_s, step_of, time_step
 from llmflation.config import ModelConfig
 from llmflation.cost.roofline import Efficiency
@@ -69,6 +69,4 @@ def test_a_format_that_cannot_be_multiplied_has_no_rate(monkeypatch):
         raise RuntimeError("not on this processor")
 
     monkeypatch.setattr(torch, "_int_mm", refuse)
-    assert calibrate.BITS[torch.bfloat16] == 16
-    from llmflation.probe import _product_flops
-    assert _product_flops("int8", width=16) is None and _product_flops("fp32", width=16) > 0
+    assert probe._product_flops("int8", width=16) is None and probe._product_flops("fp32", width=16) > 0

@@ -8,7 +8,7 @@ from dataclasses import KW_ONLY, dataclass, field, fields
 from datetime import date
 
 from llmflation import facts
-from llmflation.errors import BadInputError, bad_input
+from llmflation.errors import BadInputError, bad_input, check_above, check_whole
 
 
 @dataclass(frozen=True)
@@ -80,15 +80,15 @@ class ModelConfig:
 
     def __post_init__(self):
         for name in _WHOLE:
-            _check_whole(name, getattr(self, name), 1)
+            check_whole(name, getattr(self, name), 1)
         for name in _WHOLE_OR_ZERO:
-            _check_whole(name, getattr(self, name), 0)
+            check_whole(name, getattr(self, name), 0)
         if not isinstance(self.tied_embeddings, bool):
             raise bad_input("tied_embeddings", self.tied_embeddings, "True or False")
         if self.ffn_matrices not in (2, 3):
             raise bad_input("ffn_matrices", self.ffn_matrices, "2 (up, down) or 3 (gate, up, down)")
         for name in ("rope_theta", "norm_eps"):
-            _check_positive(name, getattr(self, name))
+            check_above(name, getattr(self, name))
         _check_experts(self)
         _check_latent(self)
         _check_heads(self)
@@ -187,16 +187,6 @@ def _from_row(row: facts.Row) -> ModelConfig:
         raise BadInputError(f"{row.where} ({row.key}): {e}") from None
 
 
-def _check_whole(name: str, value, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise bad_input(name, value, f"a whole number of {least} or more")
-
-
-def _check_positive(name: str, value) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
-        raise bad_input(name, value, "a number above 0")
-
-
 def _check_experts(c: ModelConfig) -> None:
     if c.n_experts == 0:
         for name in ("top_k", "n_shared_experts", "d_expert", "n_moe_layers"):
@@ -212,9 +202,9 @@ def _check_experts(c: ModelConfig) -> None:
     else:
         if c.n_moe_layers is None:
             object.__setattr__(c, "n_moe_layers", c.n_layers)
-        _check_whole("d_expert", c.d_expert, 1)
-        _check_whole("top_k", c.top_k, 1)
-        _check_whole("n_moe_layers", c.n_moe_layers, 1)
+        check_whole("d_expert", c.d_expert, 1)
+        check_whole("top_k", c.top_k, 1)
+        check_whole("n_moe_layers", c.n_moe_layers, 1)
         if c.top_k > c.n_experts:
             raise bad_input(
                 "top_k",
@@ -225,7 +215,7 @@ def _check_experts(c: ModelConfig) -> None:
         if c.n_moe_layers > c.n_layers:
             raise bad_input("n_moe_layers", c.n_moe_layers, f"at most n_layers, which is {c.n_layers}")
     if c.n_dense_layers or c.d_ff is not None:
-        _check_whole(f"d_ff (of the {c.n_dense_layers} layers without experts)", c.d_ff, 1)
+        check_whole(f"d_ff (of the {c.n_dense_layers} layers without experts)", c.d_ff, 1)
 
 
 def _check_latent(c: ModelConfig) -> None:
@@ -242,7 +232,7 @@ def _check_latent(c: ModelConfig) -> None:
     for name in _LATENT:
         if getattr(c, name) is None:
             raise bad_input(name, None, "a whole number of 1 or more, since MLA needs all of " + ", ".join(_LATENT))
-        _check_whole(name, getattr(c, name), 1)
+        check_whole(name, getattr(c, name), 1)
     width = c.qk_nope_head_dim + c.qk_rope_head_dim
     if c.head_dim not in (None, width):
         raise bad_input(
@@ -264,7 +254,7 @@ def _check_latent(c: ModelConfig) -> None:
 def _check_heads(c: ModelConfig) -> None:
     if c.n_kv_heads is None:
         object.__setattr__(c, "n_kv_heads", c.n_heads)
-    _check_whole("n_kv_heads", c.n_kv_heads, 1)
+    check_whole("n_kv_heads", c.n_kv_heads, 1)
     if c.n_heads % c.n_kv_heads:
         raise bad_input(
             "n_kv_heads",
@@ -281,7 +271,7 @@ def _check_heads(c: ModelConfig) -> None:
                 "Or set head_dim yourself.",
             )
         object.__setattr__(c, "head_dim", c.d_model // c.n_heads)
-    _check_whole("head_dim", c.head_dim, 1)
+    check_whole("head_dim", c.head_dim, 1)
     rotary = "head_dim" if c.kv_lora_rank is None else "qk_rope_head_dim"
     if getattr(c, rotary) % 2:
         raise bad_input(rotary, getattr(c, rotary), "an even number", "Rotary embedding turns dimensions in pairs.")
@@ -289,7 +279,7 @@ def _check_heads(c: ModelConfig) -> None:
 
 def _check_window(c: ModelConfig) -> None:
     if c.sliding_window is not None:
-        _check_whole("sliding_window", c.sliding_window, 1)
+        check_whole("sliding_window", c.sliding_window, 1)
         if c.global_every == 1:
             raise bad_input(
                 "global_every",

@@ -46,6 +46,41 @@ def bad_input(what: str, value: object, allowed: str, remedy: str = "") -> BadIn
     return BadInputError(f"{what} is {_short(value)}; allowed: {allowed}." + (f" {remedy}" if remedy else ""))
 
 
+def check_whole(what: str, value, least: int = 1) -> int:
+    """The value, if it is a whole number of `least` or more; else BadInputError.
+
+    >>> check_whole("batch", 8)
+    8
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise bad_input(what, value, f"a whole number of {least} or more")
+    return value
+
+
+def is_number(value) -> bool:
+    """Whether it is a finite number: no truth value, no NaN."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < float("inf")
+
+
+def check_above(what: str, value, remedy: str = "") -> float:
+    """The value, if it is a number above 0; else BadInputError."""
+    if not is_number(value) or value <= 0:
+        raise bad_input(what, value, "a number above 0", remedy)
+    return value
+
+
+def check_share(what: str, value, zero: bool = False) -> float:
+    """The value, if it is a share: above 0 (with `zero`: or 0) and up to 1. A percentage gets the share it may mean.
+
+    >>> check_share("utilization", 0.75)
+    0.75
+    """
+    if not is_number(value) or not (0 <= value <= 1 if zero else 0 < value <= 1):
+        hint = f"Did you mean {value / 100:g}?" if is_number(value) and 1 < value <= 100 else ""
+        raise bad_input(what, value, "a share from 0 to 1" if zero else "a share, above 0 and up to 1", hint)
+    return value
+
+
 def unknown_name(kind: str, name: object, known) -> UnknownNameError:
     """The error for a name that is not among `known`, with the nearest ones; to be raised by the caller.
 

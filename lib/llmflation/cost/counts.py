@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from llmflation.config import ModelConfig
 from llmflation.cost import formulas
-from llmflation.errors import bad_input
+from llmflation.errors import bad_input, check_whole, is_number
 from llmflation.units import bytes_from_bits
 
 ACTIVATION_BYTES = 2  # of a number between two products
@@ -112,7 +112,7 @@ def kv_bytes(cfg: ModelConfig, context: int, kv_bits: float = 16) -> float:
     409600.0
     """
     _check_config(cfg)
-    _check_count("context", context, least=0)
+    check_whole("context", context, least=0)
     held = cfg.n_global_layers * context
     if cfg.sliding_window is not None:
         held += (cfg.n_layers - cfg.n_global_layers) * min(context, cfg.sliding_window)
@@ -137,17 +137,17 @@ def decode_work(cfg: ModelConfig, batch: int, context: int, weight_bits: float =
     >>> sum(decode_work(model_config("Llama-3.1-8B"), batch=1, context=2048).values(), Work(0, 0))
     1.608e+10 FLOP over 1.528e+10 bytes: 1.05 FLOP a byte.
     """
-    _check_count("batch", batch)
-    _check_count("context", context, least=0)
+    check_whole("batch", batch)
+    check_whole("context", context, least=0)
     return _work(cfg, batch, 1, context, weight_bits, kv_bits, head_bits)
 
 
 def prefill_work(cfg: ModelConfig, batch: int, tokens: int, weight_bits: float = 16, kv_bits: float = 16,
                  head_bits: float | None = None, held: int = 0) -> dict[str, Work]:
     """What reading `tokens` tokens of each of `batch` sequences has to do, behind `held` others that the cache has."""
-    _check_count("batch", batch)
-    _check_count("tokens", tokens)
-    _check_count("held", held, least=0)
+    check_whole("batch", batch)
+    check_whole("tokens", tokens)
+    check_whole("held", held, least=0)
     return _work(cfg, batch, tokens, held, weight_bits, kv_bits, head_bits)
 
 
@@ -220,13 +220,7 @@ def _check_config(cfg) -> None:
         raise bad_input("cfg", cfg, "a ModelConfig", "Take a preset: model_config('Llama-3.1-8B').")
 
 
-def _check_count(what: str, value, least: int = 1) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise bad_input(what, value, f"a whole number of {least} or more")
-    return value
-
-
 def _check_bits(what: str, value) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 64:
+    if not is_number(value) or not 0 < value <= 64:
         raise bad_input(what, value, "a number of bits above 0, up to 64")
     return value

@@ -10,7 +10,7 @@ from functools import partial
 from llmflation.config import ModelConfig
 from llmflation.cost import formulas
 from llmflation.cost.serving import prefill_step, throughput
-from llmflation.errors import BadInputError, bad_input
+from llmflation.errors import BadInputError, bad_input, check_above, check_share, check_whole, is_number
 from llmflation.hardware import Accelerator
 
 
@@ -23,9 +23,9 @@ def usd_per_million_tokens(usd_per_hour: float, tokens_per_s: float, utilization
     >>> round(usd_per_million_tokens(2.0, 2500), 3)
     0.222
     """
-    _check_above("usd_per_hour", usd_per_hour)
-    _check_above("tokens_per_s", tokens_per_s, "A machine that makes no tokens has no price for one.")
-    return formulas.usd_per_million_tokens(usd_per_hour, tokens_per_s, _check_share("utilization", utilization))
+    check_above("usd_per_hour", usd_per_hour)
+    check_above("tokens_per_s", tokens_per_s, "A machine that makes no tokens has no price for one.")
+    return formulas.usd_per_million_tokens(usd_per_hour, tokens_per_s, check_share("utilization", utilization))
 
 
 def ownership_usd_per_hour(hw: Accelerator, usd_per_kwh: float, *, lifetime_years: float = 5.0, pue: float = 1.2,
@@ -42,23 +42,21 @@ def ownership_usd_per_hour(hw: Accelerator, usd_per_kwh: float, *, lifetime_year
     0.83
     """
     for name, value in (("usd_per_kwh", usd_per_kwh), ("lifetime_years", lifetime_years)):
-        _check_above(name, value)
+        check_above(name, value)
     _check_pue(pue)
     for name, value in (("host_share", host_share), ("yearly_return", yearly_return)):
-        if value != 0:
-            _check_share(name, value)
+        check_share(name, value, zero=True)
     price, watts = hw.require("price_usd") * (1 + host_share), hw.require("watts") * (1 + host_share)
-    power = formulas.power_usd_per_hour(watts * _check_share("load", load), usd_per_kwh, pue)
+    power = formulas.power_usd_per_hour(watts * check_share("load", load), usd_per_kwh, pue)
     return formulas.capital_usd_per_hour(price, lifetime_years, yearly_return) + power
 
 
 def joules_per_token(hw: Accelerator, tokens_per_s: float, *, chips: int = 1, pue: float = 1.0,
                      load: float = 1.0) -> float:
     """Energy of a token where `chips` chips together make `tokens_per_s` at this share of their rated power."""
-    _check_above("tokens_per_s", tokens_per_s)
-    if isinstance(chips, bool) or not isinstance(chips, int) or chips < 1:
-        raise bad_input("chips", chips, "a whole number of 1 or more")
-    watts = hw.require("watts") * chips * _check_share("load", load)
+    check_above("tokens_per_s", tokens_per_s)
+    check_whole("chips", chips)
+    watts = hw.require("watts") * chips * check_share("load", load)
     return formulas.joules_per_token(watts, tokens_per_s, _check_pue(pue))
 
 
@@ -83,12 +81,11 @@ class TokenCosts:
         """USD for a million tokens of which so many are input for each one of output; `cached_share` of the input
         comes from a cache. With `idle` the machine's idle hours are paid too."""
         kind = "allocation" if idle else "usage"
-        if not 0 <= cached_share <= 1:
-            raise bad_input("cached_share", cached_share, "a share from 0 to 1")
+        check_share("cached_share", cached_share, zero=True)
         if cached_share and self.cached_input is None:
             raise BadInputError("cached_share is above 0, but no cost of cached input is known; give `cached` tokens "
                                 "to token_costs.")
-        _check_above("inputs_per_output", inputs_per_output)
+        check_above("inputs_per_output", inputs_per_output)
         cheap = getattr(self.cached_input, kind) if cached_share else 0.0
         into = (1 - cached_share) * getattr(self.input, kind) + cached_share * cheap
         return formulas.blend(into, getattr(self.output, kind), inputs_per_output)
@@ -108,10 +105,10 @@ def token_costs(cfg: ModelConfig, hw: Accelerator, usd_per_hour: float, input_le
     A cached input token costs what the others' looking back at it takes: `cached` tokens are in the cache already, and
     `input_len` are read behind them. Options are those of `throughput`.
     """
-    _check_above("usd_per_hour", usd_per_hour)
+    check_above("usd_per_hour", usd_per_hour)
     if isinstance(cached, bool) or not isinstance(cached, int) or cached < 0:
         raise bad_input("cached", cached, "a whole number of tokens, 0 or more")
-    share = _check_share("utilization", utilization)
+    share = check_share("utilization", utilization)
     made = throughput(cfg, hw, input_len, output_len, batch, chips=chips, **options)
 
     def cost(seconds_per_token: float) -> Cost:
@@ -125,24 +122,7 @@ def token_costs(cfg: ModelConfig, hw: Accelerator, usd_per_hour: float, input_le
     return TokenCosts(cost(made.prefill_s / input_len), cost(made.step_s / made.batch), behind, made.batch)
 
 
-def _is_number(value) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < float("inf")
-
-
-def _check_above(what: str, value, remedy: str = "") -> float:
-    if not _is_number(value) or value <= 0:
-        raise bad_input(what, value, "a number above 0", remedy)
-    return value
-
-
 def _check_pue(value) -> float:
-    if not _is_number(value) or value < 1:
+    if not is_number(value) or value < 1:
         raise bad_input("pue", value, "1 or more", "A building uses at least what its machines use.")
-    return value
-
-
-def _check_share(what: str, value) -> float:
-    if not _is_number(value) or not 0 < value <= 1:
-        hint = f"Did you mean {value / 100:g}?" if _is_number(value) and 1 < value <= 100 else ""
-        raise bad_input(what, value, "a share, above 0 and up to 1", hint)
     return value

@@ -7,7 +7,7 @@ quoted, modelled, assumed) are multiplied only by those who say so: the product 
 import math
 from dataclasses import dataclass
 
-from llmflation.errors import BadInputError, bad_input
+from llmflation.errors import BadInputError, bad_input, check_above
 
 KINDS = ("measured", "quoted", "modelled", "assumed")  # strongest first
 
@@ -28,10 +28,8 @@ class Factor:
         if self.kind not in KINDS:
             raise bad_input(f"the kind of {self.name!r}", self.kind, ", ".join(KINDS))
         for name in ("value", "low", "high"):
-            number = getattr(self, name)
-            if isinstance(number, bool) or not isinstance(number, int | float) or not 0 < number < math.inf:
-                raise bad_input(f"{name} of {self.name!r}", number, "a number above 0",
-                                "A factor is how many times cheaper; 1 is no change.")
+            check_above(f"{name} of {self.name!r}", getattr(self, name),
+                        "A factor is how many times cheaper; 1 is no change.")
         if not self.low <= self.value <= self.high:
             raise BadInputError(f"{self.name!r} is {self.value:g}, outside its own range {self.low:g} to "
                                 f"{self.high:g}.")

@@ -10,7 +10,7 @@ from llmflation.cost import formulas
 from llmflation.cost.generations import LINE
 from llmflation.cost.roofline import TYPICAL, Efficiency
 from llmflation.cost.serving import max_batch, throughput
-from llmflation.errors import BadInputError, MissingFactError, bad_input, unknown_name
+from llmflation.errors import BadInputError, MissingFactError, check_whole, unknown_name
 from llmflation.hardware import HOLDS_MONTHS, TIERS, Accelerator, accelerator
 from llmflation.units import add_months, as_date
 
@@ -96,8 +96,7 @@ def serve(cfg: ModelConfig, hw: Accelerator, input_len: int = 900, output_len: i
     >>> serve(model_config("Llama-3.1-8B"), accelerator("V100 SXM2 16GB")).chips
     2
     """
-    if isinstance(most_chips, bool) or not isinstance(most_chips, int) or most_chips < 1:
-        raise bad_input("most_chips", most_chips, "a whole number of 1 or more")
+    check_whole("most_chips", most_chips)
     hw.peak("fp16")
     wanted, context = batch or 1, input_len + output_len
     chips = next((n for n in range(1, most_chips) if wanted <= _fits(cfg, hw, context, n)), most_chips)

@@ -8,15 +8,8 @@ from dataclasses import dataclass
 
 from llmflation.cost import formulas
 from llmflation.cost.counts import Work
-from llmflation.errors import bad_input
+from llmflation.errors import bad_input, check_share, is_number
 from llmflation.hardware import Accelerator
-
-
-def _check_share(name: str, value, above: bool) -> None:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or not (0 < value <= 1 if above else 0 <= value <= 1):
-        hint = f"Did you mean {value / 100:g}?" if number and 1 < value <= 100 else ""
-        raise bad_input(name, value, "a share, above 0 and up to 1" if above else "a share from 0 to 1", hint)
 
 
 @dataclass(frozen=True)
@@ -37,11 +30,11 @@ class Efficiency:
 
     def __post_init__(self):
         for name in ("compute", "memory", "link"):
-            _check_share(name, getattr(self, name), above=True)
-        _check_share("overlap", self.overlap, above=False)
+            check_share(name, getattr(self, name))
+        check_share("overlap", self.overlap, zero=True)
         for name in ("layer_s", "step_s", "all_reduce_s"):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < float("inf"):
+            if not is_number(value) or value < 0:
                 raise bad_input(name, value, "a number of seconds, 0 or more")
 
 

@@ -20,7 +20,7 @@ from llmflation.cost.counts import (
     weight_bytes,
 )
 from llmflation.cost.roofline import IDEAL, Efficiency, StepTime, roofline_time
-from llmflation.errors import BadInputError, bad_input
+from llmflation.errors import BadInputError, bad_input, check_share, check_whole
 from llmflation.hardware import Accelerator
 from llmflation.units import GB, bytes_from_bits
 
@@ -105,8 +105,8 @@ def max_batch(cfg: ModelConfig, hw: Accelerator, context: int, *, weight_bits: f
     214
     """
     _check_chips(cfg, hw, chips, parallel)
-    _check_whole("context", context)
-    _check_usable(usable)
+    check_whole("context", context)
+    check_share("usable", usable)
 
     def needs(n: int) -> tuple[float, float]:
         """Bytes of the weights and of one sequence's cache on each of `n` chips."""
@@ -166,12 +166,12 @@ def throughput(cfg: ModelConfig, hw: Accelerator, input_len: int, output_len: in
     """
     stored = {"weight_bits": weight_bits, "kv_bits": kv_bits, "head_bits": head_bits, "chips": chips,
               "parallel": parallel}
-    _check_whole("input_len", input_len)
-    _check_whole("output_len", output_len)
+    check_whole("input_len", input_len)
+    check_whole("output_len", output_len)
     if batch is None:
         batch = max_batch(cfg, hw, input_len + output_len, **stored)
     else:
-        _check_whole("batch", batch)
+        check_whole("batch", batch)
         most = max_batch(cfg, hw, input_len + output_len, usable=1.0, **stored)
         if batch > most:
             raise bad_input("batch", batch, f"at most {most}, which fill the memory of {chips} x {hw.name}",
@@ -191,8 +191,8 @@ def latency_throughput(cfg: ModelConfig, hw: Accelerator, input_len: int, output
                        **options) -> list[Throughput]:
     """The curve from one request at a time to as many as fit, in doublings."""
     stored = {k: v for k, v in options.items() if k in ("weight_bits", "kv_bits", "head_bits", "chips", "parallel")}
-    _check_whole("input_len", input_len)
-    _check_whole("output_len", output_len)
+    check_whole("input_len", input_len)
+    check_whole("output_len", output_len)
     most = max_batch(cfg, hw, input_len + output_len, **stored)
     sizes = [2**k for k in range(most.bit_length()) if 2**k < most] + [most]
     return [throughput(cfg, hw, input_len, output_len, batch, **options) for batch in sizes]
@@ -201,20 +201,8 @@ def latency_throughput(cfg: ModelConfig, hw: Accelerator, input_len: int, output
 def _check_chips(cfg, hw, chips, parallel) -> None:
     if not isinstance(hw, Accelerator):
         raise bad_input("hw", hw, "an Accelerator", 'Take one from the table: accelerator("H100 SXM5").')
-    _check_whole("chips", chips)
+    check_whole("chips", chips)
     if parallel not in ("tensor", "expert"):
         raise bad_input("parallel", parallel, '"tensor" or "expert"')
     if parallel == "expert" and not cfg.is_moe:
         raise bad_input("parallel", parallel, f'"tensor" for {cfg.name or "a model"}, which has no experts')
-
-
-def _check_whole(what: str, value) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise bad_input(what, value, "a whole number of 1 or more")
-
-
-def _check_usable(share) -> None:
-    number = isinstance(share, int | float) and not isinstance(share, bool)
-    if not number or not 0 < share <= 1:
-        hint = f"Did you mean {share / 100:g}?" if number and 1 < share <= 100 else ""
-        raise bad_input("usable", share, "a share, above 0 and up to 1", hint)
