@@ -346,8 +346,8 @@ def test_every_chip_of_the_table_runs_a_model():
 
 def test_times_are_sentences():
     fixed = Efficiency(step_s=1.0)
-    assert repr(decode_step(LLAMA, H100, efficiency=fixed)).startswith("1e+03 ms, set by fixed costs (")
-    assert repr(prefill_step(LLAMA, H100)).startswith("33.3 ms, set by arithmetic (")
+    assert repr(decode_step(LLAMA, H100, efficiency=fixed)).startswith("1e+03 ms, set by fixed costs:\n")
+    assert repr(prefill_step(LLAMA, H100)).startswith("33.3 ms, set by arithmetic:\n")
     assert "requests at once" in repr(throughput(LLAMA, H100, 1000, 200))
 
 

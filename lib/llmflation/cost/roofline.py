@@ -91,7 +91,7 @@ class StepTime:
     def __repr__(self) -> str:
         by = {name: part.time_s for name, part in self.parts.items()} | {"links": self.link_s, "fixed": self.fixed_s}
         shares = ", ".join(f"{name} {t / self.time_s:.0%}" for name, t in by.items() if t > 0.005 * self.time_s)
-        return f"{1000 * self.time_s:.3g} ms, set by {self.binds} ({shares})."
+        return f"{1000 * self.time_s:.3g} ms, set by {self.binds}:\n  {shares}"
 
 
 def roofline_time(work: Work, hw: Accelerator, dtype: str = "bf16", efficiency: Efficiency = IDEAL) -> Part:

@@ -37,7 +37,8 @@ def decode_step(cfg: ModelConfig, hw: Accelerator, batch: int = 1, context: int 
     >>> from llmflation.config import model_config
     >>> from llmflation.hardware import accelerator
     >>> decode_step(model_config("Llama-3.1-8B"), accelerator("H100 SXM5"))
-    4.56 ms, set by memory (projections 18%, attention 2%, feed-forward 74%, head 7%).
+    4.56 ms, set by memory:
+      projections 18%, attention 2%, feed-forward 74%, head 7%
     """
     work = decode_work(cfg, batch, context, weight_bits, kv_bits, head_bits)
     return _step(cfg, hw, work, batch, compute_dtype, chips, parallel, efficiency)
