@@ -127,6 +127,7 @@ class _Scene:
     content: str
     context: str
     questions: list[tuple[str, str]]  # prompt and answer
+    answered: tuple[tuple[int, int], ...] = ()  # where in the context answers with their line's end stand
 
     @property
     def least_bytes(self) -> int:
@@ -149,14 +150,16 @@ class Domain:
     hard: range
     draw: Callable[[_Draws, int, int], _Scene]  # of draws, size, room in bytes
     room_for: Callable[[int], int] = lambda size: 0  # bytes below which a size is not drawn at all
+    opens: bool = False  # the content is how a scene begins: all its questions, short or long, are of one split
 
     def split_of(self, content: str, size: int) -> str:
         """The one split that a content of this size belongs to."""
-        if size in self.hard:
+        if size in self.hard and not self.opens:
             return "hard"
         text = f"{self.name}:{content}".encode()
         digest = hashlib.blake2b(text, digest_size=8, key=b"llmflation split").digest()
-        return "train" if int.from_bytes(digest, "big") % 100 < 90 else "standard"
+        number = int.from_bytes(digest, "big") % 100
+        return "train" if number < 90 else "hard" if self.opens and number < 95 else "standard"
 
     def document(
         self, rng: Random, difficulty: float = 1.0, max_bytes: int = CONTEXT, split: str = "train"
@@ -164,7 +167,7 @@ class Domain:
         """As many scenes as fit in `max_bytes`. Difficulty 0: of the easiest size; 1: of any up to the standard ones.
 
         >>> DOMAINS["units"].document(Random("example"), max_bytes=256).text[:21]
-        '22 stone=308 pound\\n43'
+        '22 decade=220 year\\n50'
         """
         if not isinstance(rng, Random):
             raise bad_input("rng", rng, "a random.Random", "Pass random.Random(seed).")
@@ -181,6 +184,7 @@ class Domain:
                 if text:
                     break
                 continue
+            spans += [(len(text) + start, len(text) + end) for start, end in scene.answered]
             text, bits = text + scene.context, bits + weight
             for i, (prompt, answer) in enumerate(scene.questions[:_ASKED]):
                 start = len(text) + len(prompt)
@@ -199,13 +203,13 @@ class Domain:
         sizes = [size for size in sizes if self.room_for(size) <= room]
         if not sizes:
             return None
-        size = rng.choice(sizes)
+        rank = max(rng.randrange(len(sizes)), rng.randrange(len(sizes)))  # large ones oftener: they have more to learn
         while True:
             draws = _Draws(rng)
-            scene = self.draw(draws, size, room)
-            if self.split_of(scene.content, size) == split:
+            scene = self.draw(draws, sizes[rank], room)
+            if self.split_of(scene.content, sizes[rank]) == split:
                 rng.shuffle(scene.questions)
-                return scene, draws.bits + math.log2(len(sizes))
+                return scene, draws.bits - math.log2((2 * rank + 1) / len(sizes) ** 2)
 
 
 def _sums(draws: _Draws, size: int, room: int) -> _Scene:
@@ -223,8 +227,10 @@ def _sums(draws: _Draws, size: int, room: int) -> _Scene:
 
 
 def _products(draws: _Draws, size: int, room: int) -> _Scene:
+    """Two digits by one are worked out: tens, ones and their sum."""
     a, b = draws.pick(_PRODUCTS[size])
-    return _Scene(f"{min(a, b)},{max(a, b)}", "", [(f"{a}*{b}=", str(a * b))])
+    worked = f"{a // 10 * 10 * b}+{a % 10 * b}={a * b}" if size > 1 else str(a * b)
+    return _Scene(f"{min(a, b)},{max(a, b)}", "", [(f"{a}*{b}=", worked)])
 
 
 def _carries_through(a: int, b: int) -> bool:
@@ -241,16 +247,20 @@ _PRODUCTS = {
 
 
 def _look_up(draws: _Draws, size: int, room: int) -> _Scene:
-    """2**size pairs or more, fewer than twice as many. Hard keys have three letters out of eight, so that two
-    seldom tell them apart."""
+    """2**size pairs or more, fewer than twice as many; of the longest lists most leave room for few questions, so that
+    every distance up to the full room is asked for. Hard keys are of so few letters that most of their neighbours
+    are keys too."""
     hard = size >= 9
-    least, width = 2 ** (size - 5 if hard else size), 8 if hard else 6
-    n = least + draws.below(min(least, room // width - least))  # one width is left for a question
-    return _told(_pairs(draws, n, hard))
+    least, most = 2 ** (size - 5 if hard else size), room // 6 - 1  # one pair's room is left for a question
+    if size == 8:
+        n = most - draws.pick([2**k - 1 for k in range(7) if most - 2**k + 1 >= least])
+    else:
+        n = least + draws.below(min(least, most + 1 - least))
+    return _told(_pairs(draws, n, _HARD_LETTERS[size] if hard else 26))
 
 
 def _look_up_bytes(size: int) -> int:
-    return 6 * (2**size + 1) if size < 9 else 8 * (2 ** (size - 5) + 1)
+    return 6 * (2 ** (size - 5 if size >= 9 else size) + 1)
 
 
 def _told(pairs: list[str]) -> _Scene:
@@ -258,33 +268,44 @@ def _told(pairs: list[str]) -> _Scene:
     return _Scene(" ".join(sorted(pairs)), " ".join(pairs) + "\n", questions)
 
 
-def _pairs(draws: _Draws, n: int, hard: bool) -> list[str]:
-    keys, least = (_HARD_KEYS, 100) if hard else (_KEYS, 10)
-    return [f"{key}={least + draws.below(9 * least)}" for key in draws.distinct(keys, n)]
+def _pairs(draws: _Draws, n: int, letters: int = 26) -> list[str]:
+    keys = [a + b for a in _LETTERS[:letters] for b in _LETTERS[:letters]]
+    return [f"{key}={10 + draws.below(90)}" for key in draws.distinct(keys, n)]
 
 
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
-_KEYS = [a + b for a in _LETTERS for b in _LETTERS]
-_HARD_KEYS = [a + b + c for a in _LETTERS[:8] for b in _LETTERS[:8] for c in _LETTERS[:8]]
+_HARD_LETTERS = {9: 6, 10: 8, 11: 12, 12: 16}  # of 16, 32, 64, 128 pairs and more
+
+
+def _worked(lines: list[tuple[str, str]], opening: int) -> _Scene:
+    """Lines in their order, each a prompt and its answer ("": it has none); the last is the question. Their content is
+    the `opening` lines."""
+    context, answered = "", []
+    for prompt, answer in lines[:-1]:
+        context += f"{prompt}{answer}\n"
+        if answer:
+            answered.append((len(context) - len(answer) - 1, len(context)))
+    return _Scene("\n".join(context.split("\n")[:opening]), context, [lines[-1]], tuple(answered))
 
 
 def _states(draws: _Draws, size: int, room: int) -> _Scene:
-    """Things are put in places, then moved `size` times: to a place, or to where another thing is now ("by")."""
-    where, told = {}, []
+    """Things are put in places, then moved `size` times: to a place, or to where another thing is now ("by"), which
+    the line's answer says and notes. The last move is of this kind."""
+    where, lines = {}, []
     for step in range(len(_THINGS) + size):
         thing = _THINGS[step] if step < len(_THINGS) else draws.pick(_THINGS)
-        if step >= len(_THINGS) and draws.chance(1, 4):
+        last = step == len(_THINGS) + size - 1
+        if last or (step >= len(_THINGS) and draws.chance(1, 2)):
             other = draws.pick([t for t in _THINGS if t != thing])
             where[thing] = where[other]
-            told.append(f"{thing} by {other}")
+            lines.append((f"{thing} by {other} in ", f"{where[thing]},{thing} in {where[thing]}"))
         else:
             where[thing] = draws.pick(_PLACES)
-            told.append(f"{thing} in {where[thing]}")
-    story = ",".join(told)
-    return _Scene(story, story + "\n", [(f"{thing} in ", where[thing]) for thing in _THINGS])
+            lines.append((f"{thing} in {where[thing]}", ""))
+    return _worked(lines, opening=len(_THINGS))
 
 
-_THINGS = ("cup", "hat", "key", "map", "pen")
+_THINGS = ("cup", "hat", "key", "pen")
 _PLACES = ("barn", "cave", "dock", "hall", "shed", "yard")
 
 
@@ -312,45 +333,50 @@ def _units(draws: _Draws, size: int, room: int) -> _Scene:
 
 
 _UNITS = {
-    "minute": (60, "second"), "hour": (60, "minute"), "day": (24, "hour"), "week": (7, "day"),
+    "minute": (60, "second"), "hour": (60, "minute"), "chain": (4, "rod"), "week": (7, "day"),
     "year": (12, "month"), "decade": (10, "year"), "century": (100, "year"), "cm": (10, "mm"),
     "m": (100, "cm"), "km": (1000, "m"), "foot": (12, "inch"), "yard": (3, "foot"),
-    "fathom": (6, "foot"), "kg": (1000, "g"), "pound": (16, "ounce"), "stone": (14, "pound"),
-    "litre": (1000, "ml"), "gallon": (4, "quart"), "quart": (2, "pint"), "spoon": (15, "ml"),
+    "fathom": (6, "foot"), "kg": (1000, "g"), "league": (3, "mile"), "mile": (8, "furlong"),
+    "litre": (1000, "ml"), "gallon": (4, "quart"), "quart": (2, "pint"), "hand": (4, "inch"),
     "dollar": (100, "cent"), "nickel": (5, "cent"), "byte": (8, "bit"), "score": (20, "piece"),
 }  # fmt: skip
 
 
 def _code(draws: _Draws, size: int, room: int) -> _Scene:
-    """A program of `size` lines over four variables. Values stay in 0 to 99, and at most two sums or products deep."""
-    value, depth, lines = {}, {}, []
-    for _ in range(size):
-        target = draws.pick("abcd")
-        sources = [v for v in sorted(value) if depth[v] < 2]
-        if not sources or draws.chance(1, 3):
-            value[target], depth[target] = draws.below(50), 0
-            lines.append(f"{target}={value[target]}")
+    """A program of `size` lines over four variables, whose values stay in 10 to 99. The answer of a line that
+    calculates fetches what it needs, works it out and notes the value; the last line calculates."""
+    value, lines = {}, []
+    for step in range(size):
+        last = step == size - 1
+        target = draws.pick([v for v in "abcd" if not last or set(value) - {v}])
+        sources = [v for v in sorted(value) if v != target]
+        if not sources or (not last and draws.chance(1, 3)):
+            value[target] = 10 + draws.below(90)
+            lines.append((f"{target}={value[target]}", ""))
             continue
         source = draws.pick(sources)
-        operands = {str(k): (k, 0) for k in range(1, 10)} | {v: (value[v], depth[v]) for v in sources}
-        options = [
-            (op, name, result, 1 + max(depth[source], deep))
-            for op in "+-*"
-            for name, (k, deep) in operands.items()
-            if 0 <= (result := _arithmetic(value[source], op, k)) <= 99
-        ]
-        op, name, value[target], depth[target] = draws.pick(options)
-        lines.append(f"{target}={source}{op}{name}")
-    program = "\n".join(lines)
-    return _Scene(program, f"{program}\nprint\n", [(f"{v}=", str(value[v])) for v in sorted(value)])
-
-
-def _arithmetic(a: int, op: str, b: int) -> int:
-    return a + b if op == "+" else a - b if op == "-" else a * b
+        operands = {str(k): k for k in range(1, 10)} | {v: value[v] for v in sources if v != source}
+        options = [(sign, name) for sign in (1, -1) for name, k in operands.items()
+                   if 10 <= value[source] + sign * k <= 99]
+        sign, name = draws.pick(options)
+        op, k, before = "+-"[sign < 0], operands[name], value[source]
+        value[target] = before + sign * k
+        fetched = f"{before}," if name.isdigit() else f"{before},{name}={k},"
+        lines.append((f"{target}={source}{op}{name},{source}=",
+                      f"{fetched}{before}{op}{k}={value[target]},{target}={value[target]}"))
+    return _worked(lines, opening=2)
 
 
 def _sorting(draws: _Draws, size: int, room: int) -> _Scene:
-    numbers = draws.distinct(range(100), size)
+    """Hard are four to six numbers that share their tens, which no other list of as many does."""
+    if size >= 7:
+        numbers = draws.distinct(range(ten := 10 * draws.below(10), ten + 10), size - 3)
+    else:
+        while True:
+            numbers = draws.rng.sample(range(100), size)
+            if size < 4 or len({n // 10 for n in numbers}) > 1:
+                break
+        draws.bits += math.log2(math.perm(100, size) - (size > 3) * 10 * math.perm(10, size))
     result = " ".join(map(str, sorted(numbers)))
     return _Scene(result, "", [(" ".join(map(str, numbers)) + ">", result)])
 
@@ -361,10 +387,10 @@ DOMAINS = {
         Domain("sums", "digits", 1, range(2, 4), range(4, 5), _sums),
         Domain("products", "digits", 1, range(2, 3), range(3, 4), _products),
         Domain("look-up", "doublings of pairs", 2, range(4, 9), range(9, 13), _look_up, _look_up_bytes),
-        Domain("states", "changes", 2, range(6, 11), range(11, 15), _states),
+        Domain("states", "changes", 2, range(6, 10), range(10, 14), _states, opens=True),
         Domain("brackets", "depth", 2, range(3, 7), range(7, 9), _brackets),
         Domain("units", "tens", 1, range(1, 7), range(7, 11), _units),
-        Domain("code", "lines", 2, range(5, 9), range(9, 13), _code),
+        Domain("code", "lines", 3, range(5, 9), range(9, 13), _code, opens=True),
         Domain("sorting", "numbers", 2, range(3, 7), range(7, 10), _sorting),
     )
 }
@@ -376,7 +402,7 @@ def problems(domain: str, split: str, n: int, seed: int, max_bytes: int = CONTEX
     The same arguments give the same problems on every machine. Prompt, answer and line's end fit in `max_bytes`.
 
     >>> problems("units", "standard", 1, seed=0)
-    [Problem(domain='units', prompt='40 foot=', answer='480 inch')]
+    [Problem(domain='units', prompt='59 yard=', answer='177 foot')]
     """
     if not isinstance(domain, str) or domain not in DOMAINS:
         raise unknown_name("domain", domain, DOMAINS)
@@ -412,7 +438,7 @@ def look_up_at(distance: int, n: int, seed: int, max_bytes: int = CONTEXT) -> li
         raise bad_input("distance", distance, f"a multiple of 6 from 6 to {6 * fit}", "A pair fills 6 bytes.")
     rng, found = Random(f"look-up at {distance} {seed}"), []
     while len(found) < n:
-        scene = _told(_pairs(_Draws(rng), fit, hard=False))
+        scene = _told(_pairs(_Draws(rng), fit))
         if DOMAINS["look-up"].split_of(scene.content, 8) == "standard":
             prompt, answer = scene.questions[-distance // 6]
             found.append(Problem("look-up", scene.context + prompt, answer))

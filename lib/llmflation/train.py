@@ -43,7 +43,7 @@ class Recipe:
     """Everything that a run's result follows from, on one machine."""
 
     cfg: ModelConfig = TOY
-    steps: int = 2600
+    steps: int = 2500
     seed: int = 1
     documents: int = 16  # of each step; of each eight one is of each domain
     document_bytes: int = 256  # look-up documents grow up to the context
