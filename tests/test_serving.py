@@ -402,12 +402,24 @@ def test_a_bad_question_is_refused(ask, change, says):
         ({"compute": float("nan")}, "compute is nan"),
         ({"layer_s": -1e-6}, "layer_s is -1e-06; allowed: a number of seconds, 0 or more"),
         ({"step_s": float("inf")}, "step_s is inf"),
+        ({"cache": 33}, "cache is 33; allowed: a share, above 0 and up to 1. Did you mean 0.33?"),
     ],
 )
 def test_an_efficiency_is_made_of_shares_and_seconds(change, says):
     with pytest.raises(BadInputError) as error:
         Efficiency(**change)
     assert says in str(error.value)
+
+
+def test_attention_reads_the_cache_at_its_own_share():
+    cfg, hw = model_config("Llama-3.1-8B"), accelerator("A100 SXM4 80GB")
+    whole = decode_step(cfg, hw, 8, 4096)
+    half = decode_step(cfg, hw, 8, 4096, efficiency=Efficiency(cache=0.5))
+    assert half.parts["attention"].memory_s == pytest.approx(2 * whole.parts["attention"].memory_s)
+    assert {n: p for n, p in half.parts.items() if n != "attention"} == {
+        n: p for n, p in whole.parts.items() if n != "attention"}
+    slow = decode_step(cfg, hw, 8, 4096, efficiency=Efficiency(memory=0.5))
+    assert slow.parts["attention"] == half.parts["attention"]
 
 
 def test_a_model_that_does_not_fit_says_by_how_much_and_what_would_help():
