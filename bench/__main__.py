@@ -8,7 +8,7 @@ import torch
 
 from llmflation import claims
 from llmflation.errors import LLMflationError
-from llmflation.linear import linear_path
+from llmflation.linear import SEVERAL, linear_path
 
 from . import cost, roofline, toy
 from .rows import Report
@@ -34,7 +34,8 @@ def machine() -> dict:
     """What the ratios may depend on: the machine, PyTorch, its threads, and the paths that it found fastest."""
     return {"name": claims.machine(), "date": dt.date.today().isoformat(), "torch": torch.__version__,
             "threads": torch.get_num_threads(),
-            "linear_path": {str(dtype): linear_path(dtype) for dtype in (torch.float32, torch.bfloat16)}}
+            "linear_path": {f"{dtype}, {n} at once": linear_path(dtype, n)
+                            for dtype in (torch.float32, torch.bfloat16) for n in (1, SEVERAL)}}
 
 
 if __name__ == "__main__":

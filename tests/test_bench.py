@@ -5,9 +5,10 @@ import json
 import pytest
 import torch
 from bench import __main__ as program
-from bench import rows, shapes, toy
+from bench import roofline, rows, shapes, toy
 from bench.rows import Report, Row, side_by_side
 
+from llmflation.calibrate import Step
 from llmflation.config import ModelConfig
 from llmflation.corpus import VOCAB_SIZE
 from llmflation.errors import BadInputError
@@ -150,3 +151,16 @@ def test_an_unknown_bench_is_refused_with_the_known_ones(capsys):
     with pytest.raises(SystemExit):
         program.main(["toys"])
     assert "choose from" in capsys.readouterr().err
+
+
+def test_a_point_of_the_roofline_counts_at_its_fastest_pass_and_is_timed_again_where_it_scatters(monkeypatch):
+    """Two passes over a grid of one point for each width; the first try of the first pass scatters."""
+    spreads, times = iter([0.5, 0.1] + 3 * [0.1]), iter([1.0, 3.0, 4.0, 2.0, 5.0])
+    monkeypatch.setattr(roofline, "CONTEXTS", (64,))
+    monkeypatch.setattr(roofline, "BATCHES", (1,))
+    monkeypatch.setattr(roofline, "Transformer", lambda cfg, seed: torch.nn.Linear(1, 1))
+    monkeypatch.setattr(roofline, "time_step", lambda model, batch, context, repeat: Step(
+        roofline.NARROW, batch, context, torch.float32, next(times), next(spreads)))
+    points = roofline.measured(5, passes=2)
+    assert [(p.step.time_s, p.tries) for p in points] == [(2.0, 1), (4.0, 1)]
+    assert next(times, None) is None

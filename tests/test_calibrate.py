@@ -15,7 +15,8 @@ from llmflation.model import Transformer
 from llmflation.probe import ThisMachine, this_machine
 
 CFG = ModelConfig(2, 64, 4, 2, 128, 320, context=128, tied_embeddings=True)
-MACHINE = ThisMachine("a machine", 16e9, 20e9, {"fp32": 3e11}, read_rates={2**20: 80e9, 2**28: 20e9}, operator_s=1e-6)
+MACHINE = ThisMachine("a machine", 16e9, 20e9, {"fp32": 3e11}, read_rates={2**20: 80e9, 2**28: 20e9}, operator_s=1e-6,
+                      attention_share=0.3)
 
 
 def test_a_step_reads_what_the_cache_holds_and_leaves_it_so(monkeypatch):
@@ -41,11 +42,12 @@ def test_timing_a_step_says_what_was_timed():
 
 def test_the_fit_finds_the_losses_that_made_the_times():
     wide = ModelConfig(4, 512, 8, 2, 1536, 320, context=4096, tied_embeddings=True)
-    truth = Efficiency(0.6, 0.8, overlap=0.4, layer_s=1e-4)
+    truth = Efficiency(0.6, 0.8, overlap=0.4, layer_s=1e-4, cache=0.3)
     steps = [Step(cfg, batch, context, torch.float32, 0.0, 0.0) for cfg in (CFG, wide)
              for batch in (1, 128) for context in (64, 2048)]
     steps = [replace(step, time_s=predicted_s(MACHINE, step, truth)) for step in steps]
     found = fit(MACHINE, steps)
+    assert found.cache == MACHINE.attention_share
     for step in steps:
         assert predicted_s(MACHINE, step, found) == pytest.approx(step.time_s, rel=0.05)
 
@@ -61,7 +63,7 @@ def test_this_machine_is_an_accelerator_like_any_other(monkeypatch):
     machine = this_machine(sizes=(2**16, 2**18))
     assert machine.peak("fp32") == 1e11 and "int8" not in machine.peak_flops and set(machine.peak_flops) <= set(DTYPES)
     assert machine.mem_bytes_per_s == machine.read_rates[2**18] and machine.mem_bytes > 1e8
-    assert 0 < machine.operator_s < 1 and "TFLOP/s" in repr(machine)
+    assert 0 < machine.operator_s < 1 and 0 < machine.attention_share <= 1 and "TFLOP/s" in repr(machine)
 
 
 def test_a_format_that_cannot_be_multiplied_has_no_rate(monkeypatch):

@@ -44,7 +44,7 @@ def check(made: Linear, rows=1):
 def test_every_path_gives_the_same(path, dtype, shape):
     set_linear_path(path)
     made = layer(*shape, dtype)
-    for rows in (1, 2, 9, 40):
+    for rows in (1, 2, 9, linear.FEW, linear.FEW + 1, linear.MOST):
         check(made, rows)
 
 
@@ -156,7 +156,7 @@ def test_training_takes_the_plain_path_and_gets_its_gradients(path):
 @pytest.mark.parametrize("path", PATHS)
 def test_many_vectors_take_the_plain_path(path):
     set_linear_path(path)
-    made, x = layer(512, 512), torch.randn(5, linear.FEW // 4, 512)
+    made, x = layer(512, 512), torch.randn(5, linear.MOST // 4, 512)
     assert torch.equal(made(x), F.linear(x, made.weight)) and made._packed is None
     made(x[:4])
     assert (made._packed is not None) == (linear_path() == "packed")
@@ -204,6 +204,13 @@ def test_the_fastest_is_taken_if_it_is_clearly_faster(timed, seconds, fastest):
     assert linear_path() == fastest
     timed(plain=0.001, packed=9, vector=9)
     assert linear_path() == fastest  # chosen once
+
+
+def test_one_vector_and_several_choose_apart(timed):
+    timed(plain=1, packed=9, vector=9)
+    assert linear_path() == "plain"
+    timed(plain=9, packed=1, vector=9)
+    assert (linear_path(vectors=2), linear_path(vectors=1)) == ("packed", "plain")
 
 
 @pytest.mark.parametrize("error", [RuntimeError("not built with oneDNN"), AttributeError("_linear_pointwise")])

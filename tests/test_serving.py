@@ -279,6 +279,15 @@ def test_nothing_that_was_measured_is_below_the_bound(row):
     assert ideal_ms(row) < row["latency_ms"] < 3 * ideal_ms(row)
 
 
+@pytest.mark.parametrize("row", peers("SILICON", n_gpu=[1, 4]))
+def test_what_is_typical_is_within_a_quarter_of_what_they_measured_on_dense_models(row):
+    """Their interpolation of measured operators, for two engines; no row of theirs was fitted on."""
+    step = {"decode": decode_step, "prefill": prefill_step}[row["phase"]]
+    cfg, hw = MODELS[THEIRS[row["model"]]], MACHINES[THEIRS[row["gpu"]]]
+    found = 1000 * step(cfg, hw, row["batch"], row["context"], chips=row["n_gpu"], efficiency=TYPICAL).time_s
+    assert found == pytest.approx(row["latency_ms"], rel=0.25)
+
+
 def test_a_peer_that_reads_gb_as_gib_falls_below_what_memory_allows():
     rows = [r for r in PEERS if r["peer"] == "genz-llm" and r["model"] == "llama-3.1-8b" and r["phase"] == "decode"]
     assert len(rows) == 5
@@ -402,12 +411,24 @@ def test_a_bad_question_is_refused(ask, change, says):
         ({"compute": float("nan")}, "compute is nan"),
         ({"layer_s": -1e-6}, "layer_s is -1e-06; allowed: a number of seconds, 0 or more"),
         ({"step_s": float("inf")}, "step_s is inf"),
+        ({"cache": 33}, "cache is 33; allowed: a share, above 0 and up to 1. Did you mean 0.33?"),
     ],
 )
 def test_an_efficiency_is_made_of_shares_and_seconds(change, says):
     with pytest.raises(BadInputError) as error:
         Efficiency(**change)
     assert says in str(error.value)
+
+
+def test_attention_reads_the_cache_at_its_own_share():
+    cfg, hw = model_config("Llama-3.1-8B"), accelerator("A100 SXM4 80GB")
+    whole = decode_step(cfg, hw, 8, 4096)
+    half = decode_step(cfg, hw, 8, 4096, efficiency=Efficiency(cache=0.5))
+    assert half.parts["attention"].memory_s == pytest.approx(2 * whole.parts["attention"].memory_s)
+    assert {n: p for n, p in half.parts.items() if n != "attention"} == {
+        n: p for n, p in whole.parts.items() if n != "attention"}
+    slow = decode_step(cfg, hw, 8, 4096, efficiency=Efficiency(memory=0.5))
+    assert slow.parts["attention"] == half.parts["attention"]
 
 
 def test_a_model_that_does_not_fit_says_by_how_much_and_what_would_help():

@@ -1,7 +1,7 @@
-"""Matrix times vector, the product that writing a token is made of, by the fastest of PyTorch's own ways.
+"""Matrix times a few vectors, the product that writing a token is made of, by the fastest of PyTorch's own ways.
 
-Which way is fastest differs from machine to machine and between number formats, up to threefold. So they are timed
-once, on the machine at hand; `set_linear_path` decides by hand.
+Which way is fastest differs from machine to machine, between number formats, and between one vector and several, up to
+threefold. So they are timed once, on the machine at hand; `set_linear_path` decides by hand.
 """
 
 import functools
@@ -15,13 +15,15 @@ from .errors import unknown_name
 
 TRIAL_BYTES = 48 * 2**20  # of weights: more than most processors keep in their cache
 CLEARLY = 1.1  # how many times as fast as plain a path must be to be taken
-FEW = 64  # vectors at once; with more the matrix is no longer what takes time, and plain rounds a little less
+SEVERAL = 16  # vectors of the second trial
+FEW = 64  # vectors that one packed product takes at its best; more go through it in parts of so many
+MOST = 2 * FEW  # a large batch; more vectors are a prompt, for which plain is nearly as fast and rounds less
 
 
 class Linear(nn.Linear):
     """The weights (out, in) of one product, without bias: x (..., in) -> (..., out).
 
-    Up to FEW vectors take the path of `linear_path`; more, and everything in training, the plain one. Names and shapes
+    Up to MOST vectors take the path of `linear_path`; more, and everything in training, the plain one. Names and shapes
     of the weights are those of `torch.nn.Linear`.
     """
 
@@ -33,9 +35,10 @@ class Linear(nn.Linear):
         weight = self.weight
         if weight.requires_grad or x.requires_grad or weight.dtype != x.dtype or not weight.is_cpu:
             return F.linear(x, weight)
-        if x.numel() > FEW * weight.shape[1]:
+        vectors = x.numel() // weight.shape[1]
+        if vectors > MOST:
             return F.linear(x, weight)
-        return PATHS[linear_path(weight.dtype)](self, x)
+        return PATHS[linear_path(weight.dtype, vectors)](self, x)
 
     def packed(self) -> Tensor:
         """The weights in the order in which oneDNN's kernels read them; made anew when the weights have changed."""
@@ -72,7 +75,12 @@ def _state(weight: Tensor) -> tuple:
 def _by_packed(layer: Linear, x: Tensor) -> Tensor:
     if layer.weight.is_inference():  # made under inference_mode: PyTorch counts no changes
         return F.linear(x, layer.weight)
-    return torch.ops.mkldnn._linear_pointwise(x, layer.packed(), None, "none", [], "")
+    packed = layer.packed()
+    if x.numel() <= FEW * x.shape[-1]:
+        return torch.ops.mkldnn._linear_pointwise(x, packed, None, "none", [], "")
+    parts = [torch.ops.mkldnn._linear_pointwise(part, packed, None, "none", [], "")
+             for part in x.reshape(-1, x.shape[-1]).split(FEW)]
+    return torch.cat(parts).view(*x.shape[:-1], -1)
 
 
 def _by_vector(layer: Linear, x: Tensor) -> Tensor:
@@ -98,24 +106,25 @@ def set_linear_path(name: str) -> None:
     _path, _times_set = name, _times_set + 1
 
 
-def linear_path(dtype: torch.dtype = torch.float32) -> str:
-    """The path that products in this format take here.
+def linear_path(dtype: torch.dtype = torch.float32, vectors: int = 1) -> str:
+    """The path that products with so many vectors at once in this format take here.
 
     >>> set_linear_path("plain")
     >>> linear_path(torch.bfloat16)
     'plain'
     """
     if _path == "auto":
-        return _fastest(dtype)
+        return _fastest(dtype, vectors > 1)
     return _path if _works(_path, dtype) else "plain"
 
 
 @functools.cache
-def _fastest(dtype: torch.dtype) -> str:
-    """The path that reads weights fastest, found in about a tenth of a second, once in a process."""
+def _fastest(dtype: torch.dtype, several: bool) -> str:
+    """The path that is fastest for one vector or for several, found in a tenth of a second or so, once in a process."""
     width, rows = 512, 3072
     count = TRIAL_BYTES // (width * rows * dtype.itemsize)
-    layers, x = [_trial_layer(width, rows, dtype) for _ in range(count)], torch.ones(1, 1, width, dtype=dtype)
+    layers = [_trial_layer(width, rows, dtype) for _ in range(count)]
+    x = torch.ones(SEVERAL if several else 1, 1, width, dtype=dtype)
     times = {name: [float("inf")] * count for name in PATHS if name == "plain" or _works(name, dtype)}
     for _ in range(4):  # in turns, the best of each product: other programs disturb for longer than one takes
         for name, best in times.items():

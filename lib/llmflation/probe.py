@@ -125,11 +125,13 @@ class ThisMachine(Accelerator):
     """The processor that this program runs on, measured: an `Accelerator` for every formula and plot.
 
     `read_rates` says how fast buffers of so many bytes are read, bytes/s: small ones stay in the processor's cache.
-    `operator_s` is what calling one operator costs whatever it does.
+    `operator_s` is what calling one operator costs whatever it does; `attention_share` of memory's rate is what
+    attention reaches when it reads keys and values.
     """
 
     read_rates: Mapping[int, float] = field(default_factory=dict)
     operator_s: float = 0.0
+    attention_share: float | None = None
 
     def reading(self, nbytes: float) -> "ThisMachine":
         """The same machine where a step goes through `nbytes` again and again, which may stay in its cache."""
@@ -145,7 +147,8 @@ class ThisMachine(Accelerator):
         flops = ", ".join(f"{rate / TERA:.3g} in {dtype}" for dtype, rate in self.peak_flops.items())
         reads = ", ".join(f"{rate / GB:.3g} over {size / MB:,.0f} MB" for size, rate in self.read_rates.items())
         return (f"This machine: {flops} TFLOP/s;\nreads {reads} GB/s;\n"
-                f"has {self.mem_bytes / GB:.3g} GB; an operator costs {1e6 * self.operator_s:.2g} µs.")
+                f"attention reads at {self.attention_share or 1:.0%} of that; has {self.mem_bytes / GB:.3g} GB;\n"
+                f"an operator costs {1e6 * self.operator_s:.2g} µs.")
 
 
 READ_SIZES = (2**22, 2**25, 2**28)
@@ -153,7 +156,7 @@ READ_SIZES = (2**22, 2**25, 2**28)
 
 def this_machine(sizes: tuple[int, ...] = READ_SIZES) -> ThisMachine:
     """Measure the machine in a few seconds: reading buffers of these `sizes` in bytes, products of matrices in each
-    number format that it multiplies, and the cost of a call. The largest size stands for its memory.
+    number format that it multiplies, attention, and the cost of a call. The largest size stands for its memory.
 
     Rates are the best of a few tries: other programs only ever slow one down.
     """
@@ -161,8 +164,19 @@ def this_machine(sizes: tuple[int, ...] = READ_SIZES) -> ThisMachine:
     one = torch.ones(64)
     operator = time_fn(lambda: one.add(one), repeat=20, calls=200).median_s
     peaks = {dtype: rate for dtype in ("fp32", "bf16", "int8") if (rate := _product_flops(dtype))}
+    share = min(1.0, _attention_bytes_per_s(max(sizes)) / rates[max(rates)])
     return ThisMachine("this machine", _memory_bytes(), rates[max(rates)], peaks, read_rates=rates,
-                       operator_s=operator, source="measured here", verified="yes")
+                       operator_s=operator, attention_share=share, source="measured here", verified="yes")
+
+
+def _attention_bytes_per_s(nbytes: int, positions: int = 1024, width: int = 64) -> float:
+    """How fast attention reads `nbytes` of keys and values: one query for each group of four heads and 64 wide."""
+    heads = max(2, nbytes // (2 * positions * width * 4))
+    k, v = torch.ones(2, 1, heads, positions, width)
+    q = torch.ones(1, 4 * heads, 1, width)
+    with torch.inference_mode():
+        return (k.nbytes + v.nbytes) / min(time_fn(lambda: attend(q, k, v, None), repeat=1, warmup=0).median_s
+                                           for _ in range(6))
 
 
 def _product_flops(dtype: str, width: int = 1024) -> float | None:

@@ -4,7 +4,7 @@ With `IDEAL` efficiency every time is a bound that no machine beats. `TYPICAL` a
 peaks, and fixed times that do not shrink with the work.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from llmflation.cost import formulas
 from llmflation.cost.counts import Work
@@ -17,7 +17,8 @@ class Efficiency:
     """What of a machine's peaks its programs reach, and what each call costs on top of its work.
 
     `compute`, `memory` and `link` are shares of the peak rates, `overlap` that share of the shorter of arithmetic and
-    memory traffic which hides behind the longer. The rest are seconds: for each layer, each step, each all-reduce.
+    memory traffic which hides behind the longer. `cache` is the share of memory's rate at which attention reads keys
+    and values, where it is not `memory`. The rest are seconds: for each layer, each step, each all-reduce.
     """
 
     compute: float = 1.0
@@ -27,15 +28,23 @@ class Efficiency:
     layer_s: float = 0.0
     step_s: float = 0.0
     all_reduce_s: float = 0.0
+    cache: float | None = None
 
     def __post_init__(self):
         for name in ("compute", "memory", "link"):
             check_share(name, getattr(self, name))
+        if self.cache is not None:
+            check_share("cache", self.cache)
         check_share("overlap", self.overlap, zero=True)
         for name in ("layer_s", "step_s", "all_reduce_s"):
             value = getattr(self, name)
             if not is_number(value) or value < 0:
                 raise bad_input(name, value, "a number of seconds, 0 or more")
+
+    @property
+    def of_attention(self) -> "Efficiency":
+        """The same for attention, whose traffic is the cache's."""
+        return self if self.cache is None else replace(self, memory=self.cache)
 
 
 IDEAL = Efficiency()

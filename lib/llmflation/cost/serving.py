@@ -59,7 +59,7 @@ def _step(cfg, hw, work: dict[str, Work], tokens: int, dtype, chips, parallel, e
     for name, w in work.items():
         if w.flops or w.bytes:
             one = Work(w.flops / chips, w.bytes * _bytes_share(cfg, name, chips, parallel))
-            parts[name] = roofline_time(one, hw, dtype, eff)
+            parts[name] = roofline_time(one, hw, dtype, eff.of_attention if name == "attention" else eff)
     links = _links_s(cfg, hw, tokens, chips, parallel, eff) if chips > 1 else 0.0
     return StepTime(parts, links, eff.step_s + cfg.n_layers * eff.layer_s)
 
