@@ -60,14 +60,12 @@ def judge_states(text):
     *told, asked = text.split("\n")
     where = {}
     for line in told:
-        thing, how, what, *rest = line.replace(",", " , ").split()
-        if how == "by":
-            assert rest == ["in", where[what], ",", thing, "in", where[what]]
+        thing, how, what, *noted = line.replace(",", " ").split(" ")
         where[thing] = what if how == "in" else where[what]
-    thing, by, other, end = asked.split(" in ")[0].split(" ") + [asked[-4:]]
-    assert (by, end) == ("by", " in ")
-    answer = f"{where[other]},{thing} in {where[other]}"
-    return answer, len(told) + 1 - 4, tuple(told[:4])
+        assert noted == ([] if how == "in" else ["in", where[thing], thing, "in", where[thing]])
+    thing, by, other, *rest = asked.split(" ")
+    assert (by, rest) == ("by", ["in", ""])
+    return f"{where[other]},{thing} in {where[other]}", len(told) - 3, tuple(told[:4])
 
 
 def judge_brackets(text):
@@ -94,29 +92,22 @@ def judge_units(text):
 
 
 def judge_code(text):
-    """The first statement of each line is Python; the others have to be true of what Python makes of it."""
     *program, asked = text.split("\n")
-    values, lines = {}, [*program, asked]
-    for line in lines:
-        statement, *worked = line.split(",")
-        before = dict(values)
-        exec(statement, {}, values)
+    values = {}
+    for number, line in enumerate([*program, asked]):
+        statement, *noted = line.split(",")
         target, right = statement.split("=")
-        assert 10 <= values[target] <= 99
-        if worked:
-            names = [c for c in right if c.isalpha()]
-            given = right
-            for name in names:
-                given = given.replace(name, str(before[name]))
-            whole = [*(f"{name}={before[name]}" for name in names), f"{given}={values[target]}",
-                     f"{target}={values[target]}"]
-            if line is asked:
-                break
-            assert worked == whole
-        else:
-            assert right.isdigit()
-    assert worked == [f"{names[0]}="]
-    return ",".join(whole)[len(worked[0]):], len(lines), tuple(program[:2]) if len(program) > 1 else (*program, f"{asked}{whole[0].partition('=')[2]},{whole[-1]}")
+        names = [c for c in right if c.isalpha()]
+        given = right
+        for name in names:
+            given = given.replace(name, str(values[name]))
+        a, sign, b = given.partition("-") if "-" in given else given.partition("+")
+        values[target] = int(a) + int(sign + b) if sign else int(a)
+        fetched = [f"{name}={values[name]}" for name in names if name != target]
+        worked = [*fetched, f"{given}={values[target]}", f"{target}={values[target]}"] if sign else []
+        assert 10 <= values[target] <= 99 and noted == (worked if number < len(program) else [f"{names[0]}="])
+    answer = ",".join(worked).removeprefix(noted[0])
+    return answer, len(program) + 1, (*program, asked + answer)[:2]
 
 
 def judge_sorting(text):
@@ -332,7 +323,7 @@ def test_the_same_seed_gives_the_same_text_in_every_process_and_version():
         done = subprocess.run([sys.executable, "-c", FINGERPRINT], env=env, capture_output=True, text=True, check=True)
         seen.add(done.stdout.strip())
     # A checkpoint's scores belong to this text: when the text has to change, train again.
-    assert seen == {"89d1b0231c9c213d3411f6b083bdbb27dd94fe66f54f13e4608e90596534478a"}
+    assert seen == {"1cc709940deed40ba804c0505a41d2888b9c2a1c3ae7cefbf58eac61ee44e41c"}
 
 
 @given(st.text(st.characters(exclude_categories=["Cs"])))
