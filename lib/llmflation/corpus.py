@@ -1,14 +1,17 @@
 """Text from eight small domains with known answers: what the toy is trained on, and what judges it.
 
 A **scene** is a context (pairs, a story, a program, or nothing) and the questions about it; a document is scenes
-of one domain, one after the other. Every answer ends with its line, and a question repeats the form of its fact.
+of one domain, one after the other. Every answer ends with its line, and a question repeats the form of its fact. What
+takes several steps is worked out on paper, and the steps are part of the answer: 47*6=240+42=282. What it cannot write
+down, a model of four layers has to guess.
 
 Nothing is in two splits. Each scene has a size (digits, pairs, depth ...) and a content (what is asked, however it is
-written: 34+12 and 46-12 hold what 12+34 holds). Sizes beyond the standard ones are "hard". Of the others, a keyed
-hash of the content keeps one in ten back: these are "standard", the rest is "train". Where there are few contents
-(592 products of two digits by one, 1,440 amounts to convert), a model can know the held-out ones only by having
-learned the rule from their neighbours: 47*6 from 46*6 and 47*5. Hard sums and products are not longer but carry
-further: a length never seen would score near zero for every model, and so judge nothing.
+written: 34+12 and 46-12 hold what 12+34 holds; of a story and a program, how it begins). Sizes beyond the standard
+ones are "hard". Of the others, a keyed hash of the content keeps one in ten back: these are "standard", the rest is
+"train". Where there are few contents (592 products of two digits by one, 1,440 amounts to convert), a model can know
+the held-out ones only by having learned the rule from their neighbours: 47*6 from 46*6 and 47*5. Hard sums and
+products are not longer but carry further, hard lists share their tens, hard look-ups have keys that are all alike: a
+length never seen would score near zero for every model, and so judge nothing.
 """
 
 import hashlib
