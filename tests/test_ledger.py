@@ -192,3 +192,9 @@ def test_a_ledger_is_a_table_of_one_line_each():
     lines = repr(Ledger([EIGHT_BITS, CHIP, GUESS])).splitlines()
     assert len(lines) == 4
     assert lines[2].split() == ["a", "newer", "chip", "3", "2.5", "to", "3.5", "quoted"]
+
+
+@pytest.mark.parametrize("nothing", [None, 2.0])
+def test_a_ledger_of_no_list_is_refused(nothing):
+    with pytest.raises(BadInputError, match="factors is .*; allowed: a list of Factor"):
+        Ledger(nothing)

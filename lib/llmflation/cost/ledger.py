@@ -6,6 +6,7 @@ quoted, modelled, assumed) are multiplied only by those who say so: the product 
 
 import math
 import textwrap
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from llmflation.errors import BadInputError, bad_input, check_above
@@ -52,6 +53,8 @@ class Ledger:
     factors: tuple[Factor, ...] = ()
 
     def __post_init__(self):
+        if not isinstance(self.factors, Iterable):
+            raise bad_input("factors", self.factors, "a list of Factor")
         object.__setattr__(self, "factors", tuple(self.factors))
         if strange := [f for f in self.factors if not isinstance(f, Factor)]:
             raise bad_input("a factor of the ledger", strange[0], "a Factor")

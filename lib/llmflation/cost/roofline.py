@@ -5,6 +5,7 @@ With `IDEAL` efficiency every time is a bound for programs that do one part afte
 times that do not shrink with the work.
 """
 
+import textwrap
 from dataclasses import dataclass, replace
 
 from llmflation.cost import formulas
@@ -103,7 +104,8 @@ class StepTime:
     def __repr__(self) -> str:
         by = {name: part.time_s for name, part in self.parts.items()} | {"links": self.link_s, "fixed": self.fixed_s}
         shares = ", ".join(f"{name} {t / self.time_s:.0%}" for name, t in by.items() if t > 0.005 * self.time_s)
-        return f"{1000 * self.time_s:.3g} ms, set by {self.binds}:\n  {shares}"
+        lines = textwrap.fill(shares, 75, initial_indent="  ", subsequent_indent="  ")  # what a page shows
+        return f"{1000 * self.time_s:.3g} ms, set by {self.binds}:\n{lines}"
 
 
 def roofline_time(work: Work, hw: Accelerator, dtype: str = "bf16", efficiency: Efficiency = IDEAL) -> Part:
