@@ -67,7 +67,7 @@ notebooks: book
 test: book $(VENV)/.ready-to-test
 	$(PYTHON) tools/notebooks.py --check
 	$(PYTHON) -m pytest -q -rs -n 2 --dist worksteal tests
-	$(PYTHON) -m pytest -q -n 2 --dist loadfile --nbval-lax --nbval-cell-timeout=120 chapters
+	$(PYTHON) -m pytest -q --nbval-lax --nbval-cell-timeout=120 chapters
 	@echo "All passed; what was skipped, if anything, is named above."
 
 lint: $(VENV)/.ready-to-test

@@ -43,7 +43,7 @@ def test_timing_a_step_says_what_was_timed():
 def test_the_fit_finds_the_losses_that_made_the_times():
     wide = ModelConfig(4, 512, 8, 2, 1536, 320, context=4096, tied_embeddings=True)
     truth = Efficiency(0.6, 0.8, overlap=0.4, layer_s=1e-4, cache=0.3)
-    steps = [Step(cfg, batch, context, torch.float32, 0.0, 0.0) for cfg in (CFG, wide)
+    steps = [Step(cfg, batch, context, torch.float32, 0.0, 0.0) for cfg in (replace(CFG, context=4096), wide)
              for batch in (1, 128) for context in (64, 2048)]
     steps = [replace(step, time_s=predicted_s(MACHINE, step, truth)) for step in steps]
     found = fit(MACHINE, steps)

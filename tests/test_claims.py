@@ -103,6 +103,6 @@ def test_bad_input(call, says):
 
 def test_a_factor_is_printed_with_its_conditions_and_refused_if_it_is_none(capsys):
     factor("x", Factor("8 bits", "measured", 2.0, 1.9, 2.1, "batch 1", "the batch is large"))
-    assert "8 bits: 2 times cheaper (1.9 to 2.1), measured; batch 1. It loses when" in capsys.readouterr().out
+    assert "8 bits: 2 times cheaper (1.9 to 2.1), measured\n  under: batch 1\n  loses when" in capsys.readouterr().out
     with pytest.raises(BadInputError, match="is no Factor"):
         factor("x", 2.0)

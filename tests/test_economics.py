@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmflation.config import load_models
+from llmflation.config import load_models, model_config
 from llmflation.cost import economics
 from llmflation.cost.economics import (
     Cost,
@@ -20,7 +20,7 @@ from llmflation.cost.economics import (
 from llmflation.cost.roofline import TYPICAL
 from llmflation.cost.serving import prefill_step, throughput
 from llmflation.errors import BadInputError, MissingFactError
-from llmflation.hardware import load_hardware
+from llmflation.hardware import accelerator, load_hardware
 
 MODELS, MACHINES = load_models(), load_hardware()
 LLAMA, MIXTRAL = MODELS["Llama-3.1-8B"], MODELS["Mixtral-8x7B-v0.1"]
@@ -80,7 +80,7 @@ def test_every_cost_is_linear_in_the_hour_and_idle_time_is_paid_by_allocation_al
 
 
 @LAWFUL
-@given(batch=st.integers(1, 100), n_out=LENGTHS)
+@given(batch=st.integers(1, 50), n_out=LENGTHS)
 def test_output_gets_cheaper_with_the_batch_and_dearer_with_the_text(batch, n_out):
     cost = token_costs(LLAMA, H100, 2.0, 1000, n_out, batch=batch).output.usage
     assert token_costs(LLAMA, H100, 2.0, 1000, n_out, batch=batch + 1).output.usage <= cost * (1 + 1e-9)
@@ -232,3 +232,17 @@ def test_cached_input_without_a_cost_is_an_error_and_not_zero():
 def test_a_model_that_does_not_fit_has_no_cost():
     with pytest.raises(BadInputError, match=r"does not fit: .* lacks .* chips would do"):
         token_costs(MODELS["Llama-3.1-70B"], H100, 2.0, 1000, 100)
+
+
+def test_a_return_of_next_to_nothing_is_none():
+    free, tiny = (ownership_usd_per_hour(accelerator("H100 SXM5"), 0.08, yearly_return=r) for r in (0.0, 1e-17))
+    assert tiny == pytest.approx(free)
+
+
+def test_cached_tokens_lie_in_memory_and_are_looked_back_at_by_every_token_written():
+    llama, h100 = model_config("Llama-3.1-8B"), accelerator("H100 SXM5")
+    without, behind = (token_costs(llama, h100, 2.0, 1000, 200, cached=n) for n in (0, 20_000))
+    assert behind.batch < without.batch / 10
+    assert behind.output.usage > 3 * without.output.usage
+    with pytest.raises(BadInputError, match="lacks"):
+        token_costs(replace(llama, context=10**7), h100, 2.0, 1000, 200, cached=10**6)

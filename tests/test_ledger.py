@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmflation.cost import ledger
-from llmflation.cost.ledger import KINDS, Factor, Ledger
+from llmflation.cost.ledger import KINDS, WIDTH, Factor, Ledger
 from llmflation.errors import BadInputError
 
 GOOD = {"name": "8 bits", "kind": "measured", "value": 2.0, "low": 1.8, "high": 2.1, "conditions": "batch 1",
@@ -175,12 +175,26 @@ def test_a_bad_factor_is_refused(change, says):
 # What is said.
 
 
-def test_a_factor_is_a_sentence():
-    assert repr(EIGHT_BITS) == ("8 bits: 2 times cheaper (1.8 to 2.1), measured; batch 1. It loses when the batch is "
-                                "large.")
+def test_a_factor_is_three_lines():
+    assert repr(EIGHT_BITS).splitlines() == ["8 bits: 2 times cheaper (1.8 to 2.1), measured", "  under: batch 1",
+                                             "  loses when the batch is large"]
+
+
+def test_no_line_of_a_factor_is_wider_than_a_page():
+    chips = Factor("faster chips", "modelled", 1.312, 0.957, 1.713, "Llama-3.1-8B in 16 bits, full batch, late 2022 to "
+                   "early 2025", "rents rise as fast as speeds, or one reader is served at a time")
+    first, *others = repr(chips).splitlines()
+    assert len(f"04-faster-chips: {first}") <= WIDTH and all(len(line) <= WIDTH for line in others)
+    assert " ".join(repr(chips).split()).endswith(f"under: {chips.conditions} loses when {chips.loses_when}")
 
 
 def test_a_ledger_is_a_table_of_one_line_each():
     lines = repr(Ledger([EIGHT_BITS, CHIP, GUESS])).splitlines()
     assert len(lines) == 4
     assert lines[2].split() == ["a", "newer", "chip", "3", "2.5", "to", "3.5", "quoted"]
+
+
+@pytest.mark.parametrize("nothing", [None, 2.0])
+def test_a_ledger_of_no_list_is_refused(nothing):
+    with pytest.raises(BadInputError, match="factors is .*; allowed: a list of Factor"):
+        Ledger(nothing)

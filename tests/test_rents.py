@@ -95,3 +95,12 @@ def test_a_reading_does_not_hang_on_what_engines_lose():
     """Efficiency divides out of a ratio of two chips, nearly."""
     ideal, real = hardware_readings(LLAMA, efficiency=IDEAL), hardware_readings(LLAMA)
     assert ideal == pytest.approx(real, rel=0.1)
+
+
+def test_an_offer_is_two_lines_that_fit_a_page():
+    offers = token_rents(LLAMA) + token_rents(LLAMA, names=("T4", "L4", "L40S", "RTX 4090"))
+    for offer in offers:
+        price, hour = repr(offer).splitlines()
+        assert len(price) <= 75 and offer.served.hw.name in price and offer.seller in price
+        assert len(hour) <= 75 and offer.tier in hour and str(offer.date) in hour and "an hour each" in hour
+    assert all(len(repr(offer.served)) <= 75 for offer in offers)

@@ -2,8 +2,11 @@
 
 import re
 import xml.etree.ElementTree as ET
+from dataclasses import replace
 
 import pytest
+from matplotlib.cbook import pts_to_poststep
+from matplotlib.path import Path
 
 from llmflation import viz
 from llmflation.config import model_config
@@ -46,8 +49,10 @@ FIGURES = {
     "peaks": lambda: viz.peaks_by_format(generations()),
     "growth": lambda: viz.growth_rates([growth(generations(), m) for m in MEASURES], moore(1)),
     "rents": lambda: viz.rents({
-        "AWS": {"H100": rent("H100 SXM5", "AWS"), "V100": rent("V100 SXM2 16GB", "AWS")},
-        "other sellers": {"A100, Lambda": rent("A100 SXM4 40GB", "Lambda"),
+        "AWS, its price list": {name.split()[0]: rent(name, "AWS") for name in (
+            "K80", "V100 SXM2 16GB", "A100 SXM4 40GB", "H100 SXM5", "H200")},
+        "other sellers": {"V100, Lambda": rent("V100 SXM2 16GB", "Lambda"),
+                          "A100, Lambda": rent("A100 SXM4 40GB", "Lambda"),
                           "H100, market": rent("H100 SXM5", "market", "market"),
                           "H100, for a year": rent("H100 SXM5", "neocloud index", "reserved")}}),
     "price and rent": lambda: viz.price_and_rent(in_force(64.8), {
@@ -84,6 +89,16 @@ def drawn(request, monkeypatch):
     return FIGURES[request.param](), kept[0]
 
 
+@pytest.fixture
+def drawn_roofs(monkeypatch):
+    """The roofs of a measured machine and of a data sheet's."""
+    kept = []
+    monkeypatch.setattr(viz, "picture", lambda figure, alt: kept.append(figure))
+    sheet = accelerator("H100 SXM5")
+    viz.rooflines([replace(sheet, name="this machine", source="measured here"), sheet], {"write": Work(2e9, 1e9)})
+    return kept[0]
+
+
 def test_every_axis_says_its_quantity_and_unit(drawn):
     _, figure = drawn
     figure.canvas.draw()
@@ -116,6 +131,77 @@ def test_labels_do_not_lie_on_each_other(drawn):
         for i, (a, box) in enumerate(boxes):
             for b, other in boxes[:i]:
                 assert not box.padded(-1).overlaps(other.padded(-1)), f"{a!r} lies on {b!r}"
+
+
+DENSE = ("roofs", "by batch", "speed and price", "published", "peaks", "growth", "rents", "price and rent")
+
+
+@pytest.mark.parametrize("drawn", DENSE, indirect=True)
+def test_a_dense_figure_can_be_read_on_a_phone(drawn):
+    _, figure = drawn
+    assert figure.get_figwidth() <= 4.2  # so that a point is a pixel there
+    assert min(text.get_fontsize() for ax in figure.axes for text in ax.texts or [ax.xaxis.label]) >= 10
+
+
+@pytest.mark.parametrize("drawn", DENSE, indirect=True)
+def test_no_line_runs_through_a_word(drawn):
+    _, figure = drawn
+    figure.canvas.draw()
+    for ax in figure.axes:
+        lines = [ax.transData.transform(points) for points in map(corners, ax.lines) if len(points) > 1]
+        for text in (t for t in ax.texts if not t.get_bbox_patch()):  # a word on a white card may lie on a line
+            box = text.get_window_extent().padded(-1)
+            assert not any(Path(line).intersects_bbox(box, filled=False) for line in lines), text.get_text()
+
+
+def corners(line):
+    """The points of a line as it is drawn: a step line turns a corner between two of its points."""
+    x, y = line.get_xdata(orig=False), line.get_ydata(orig=False)
+    if line.get_linestyle() == "None" or not line.get_transform().contains_branch(line.axes.transData):
+        return []
+    if line.get_drawstyle() == "steps-post":
+        x, y = pts_to_poststep(x, y)
+    if line.get_transform() != line.axes.transData:  # a line across the whole axis: its ends are shares of the axis
+        x, y = line.axes.transData.inverted().transform(line.get_transform().transform(list(zip(x, y, strict=True)))).T
+    return list(zip(x, y, strict=True))
+
+
+def test_a_log_axis_names_at_least_three_numbers(drawn):
+    _, figure = drawn
+    figure.canvas.draw()
+    for axis in (axis for ax in figure.axes for axis in (ax.xaxis, ax.yaxis) if axis.get_scale() == "log"):
+        low, high = axis.get_view_interval()
+        named = [t for t in axis.get_major_ticks() if t.label1.get_text() and low <= t.get_loc() <= high]
+        assert len(named) >= 3
+
+
+@pytest.mark.parametrize("span", [(3.8, 19.9), (0.18, 8.6), (28, 140), (0.01, 25), (9.9, 10.1e6)])
+def test_log_ticks_are_round_numbers_inside_the_axis(span):
+    _, ax = viz._axes(3)
+    ax.set(yscale="log", ylim=span)
+    viz._log_ticks(ax.yaxis)
+    ticks = ax.get_yticks()
+    assert 4 <= len(ticks) <= 8 and span[0] <= min(ticks) and max(ticks) <= span[1]
+    assert all(float(t.get_text()) == pytest.approx(tick) for t, tick in zip(ax.get_yticklabels(), ticks, strict=True))
+
+
+@pytest.mark.parametrize("drawn", ["speed and price"], indirect=True)
+def test_no_speed_is_negative(drawn):
+    assert drawn[1].axes[0].get_xlim()[0] == 0
+
+
+@pytest.mark.parametrize("drawn", ["roofs"], indirect=True)
+def test_a_roof_is_blue_where_memory_sets_it_and_vermillion_where_arithmetic_does(drawn):
+    roofs = [line for line in drawn[1].axes[0].lines if line.get_linestyle() == "-"]
+    assert len(roofs) == 2 * 4
+    for line in roofs:
+        low, high = line.get_ydata()
+        assert line.get_color() == (viz.VERMILLION if low == high else viz.BLUE)
+
+
+def test_the_bend_of_a_measured_machine_is_a_filled_dot(drawn_roofs):
+    mine, theirs = (line.get_markerfacecolor() for line in drawn_roofs.axes[0].lines if line.get_marker() == "o")
+    assert (mine, theirs) == (viz.BLACK, "white")
 
 
 def test_the_svg_parses_and_the_words_name_chart_trend_and_number(drawn):

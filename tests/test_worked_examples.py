@@ -217,12 +217,14 @@ def test_as_many_caches_fit_beside_16_8_and_4_bits(bits, chips):
 
 
 def test_a_step_of_llama_3_70b_on_8_chips():
-    """[SB8] 112e9 bytes / (8 x 8.1e11 bytes/s) = 17 ms; 32 / 17 ms = 1,882 tokens/s, 235 a chip."""
+    """[SB8] 112e9 bytes / (8 x 8.1e11 bytes/s) = 17 ms; 32 / 17 ms = 1,882 tokens/s, 235 a chip. That leaves out what
+    goes to memory between products."""
     hw = replace(V5E, mem_bytes_per_s=V5E_BYTES_PER_S)
     step = decode_step(LLAMA_70B, hw, 32, 8192, weight_bits=8, kv_bits=8, chips=8)
-    assert 1000 * step.memory_s == pytest.approx(17, rel=0.03)
-    assert 32 / step.memory_s == pytest.approx(1882, rel=0.03)
-    assert 32 / step.memory_s / 8 == pytest.approx(235, rel=0.03)
+    read_s = sum(part.memory_s for name, part in step.parts.items() if name not in ("residual", "inner"))
+    assert 1000 * read_s == pytest.approx(17, rel=0.03)
+    assert 32 / read_s == pytest.approx(1882, rel=0.03)
+    assert 32 / read_s / 8 == pytest.approx(235, rel=0.03)
 
 
 def test_a_chip_reads_all_its_memory_in_19_ms():
@@ -285,7 +287,8 @@ def test_llama_2_13b_on_an_h100(kv_heads, batch, gb, ms, rate):
     assert moved / GB == near(gb, digits=3)
     assert 1000 * step == near(ms, digits=3)
     assert batch / step == near(rate, digits=4)
-    assert decode_step(cfg, H100, batch, 1024).memory_s == pytest.approx(step, rel=0.03)  # embedding: looked up only
+    ours = decode_step(cfg, H100, batch, 1024, check_memory=False)  # theirs holds 241 GB on a chip of 80
+    assert ours.memory_s == pytest.approx(step, rel=0.03)  # the embedding is looked up only
 
 
 def test_a_prompt_of_8192_on_16_chips():
@@ -487,7 +490,7 @@ def test_16_caches_of_llama_2_13b_do_not_fit():
 def test_a_forward_pass_is_two_flop_a_weight():
     """[CS336] "FLOPs for a feedforward pass: 6 * (B*T) * num_params": 6 is for training, with the way back."""
     multiplied = count_params(LLAMA_13B).total - 32_000 * 5120
-    assert decode_flops(LLAMA_13B, 1, 0) / multiplied == pytest.approx(2, rel=0.001)
+    assert decode_flops(LLAMA_13B, 1, 1) / multiplied == pytest.approx(2, rel=0.001)
 
 
 def test_a_batch_that_fits_only_in_binary_gigabytes():

@@ -82,7 +82,7 @@ def factor(id: str, found: Factor) -> None:
         raise BadInputError(f"factor {id}: {found!r} is no Factor; make one with Factor(name, kind, value, ...).")
     number = _number(id, found.value, found.kind, "{:.3g}")
     record = {"id": id, **asdict(found), "machine": machine(), "date": dt.date.today().isoformat()}
-    print(f"{id}: {found}")
+    print(f"{id}\n{found}")  # apart, so that no line is wider than a page shows
     _display(number, {"factor": record})
 
 

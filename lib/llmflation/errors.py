@@ -1,6 +1,10 @@
 """The errors of the library. Each message names what was found, what is allowed and what to do about it."""
 
 from difflib import SequenceMatcher
+from operator import index
+from sys import float_info
+
+MOST_WHOLE = 10**18  # of anything that is counted here
 
 
 class LLMflationError(Exception):
@@ -52,14 +56,19 @@ def check_whole(what: str, value, least: int = 1) -> int:
     >>> check_whole("batch", 8)
     8
     """
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise bad_input(what, value, f"a whole number of {least} or more")
-    return value
+    try:
+        whole = -1 if isinstance(value, bool) else index(value)  # NumPy's whole numbers are numbers, too
+    except TypeError:
+        whole = -1
+    if not least <= whole <= MOST_WHOLE:
+        up_to = " up to 10**18" if whole > MOST_WHOLE else ""
+        raise bad_input(what, value, f"a whole number of {least} or more{up_to}")
+    return whole
 
 
 def is_number(value) -> bool:
-    """Whether it is a finite number: no truth value, no NaN."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < float("inf")
+    """Whether it is a finite number that a float can hold: no truth value, no NaN."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= float_info.max
 
 
 def check_above(what: str, value, remedy: str = "") -> float:
@@ -76,7 +85,7 @@ def check_share(what: str, value, zero: bool = False) -> float:
     0.75
     """
     if not is_number(value) or not (0 <= value <= 1 if zero else 0 < value <= 1):
-        hint = f"Did you mean {value / 100:g}?" if is_number(value) and 1 < value <= 100 else ""
+        hint = f"Did you mean {value / 100:g}?" if is_number(value) and 2 <= value <= 100 else ""
         raise bad_input(what, value, "a share from 0 to 1" if zero else "a share, above 0 and up to 1", hint)
     return value
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import datetime as dt
 import io
 import math
+import textwrap
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -16,7 +17,7 @@ import matplotlib.style
 from matplotlib.dates import DateFormatter, YearLocator
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
 from .cost.economics import usd_per_million_tokens
 from .cost.generations import moore
@@ -42,6 +43,8 @@ matplotlib.style.use("llmflation.book")  # the course's style; every figure here
 
 BLUE, VERMILLION, GREEN, PURPLE, BLACK, GREY = "#0072B2", "#D55E00", "#00805E", "#AA5A8A", "#000000", "#767676"
 QUOTED = {"marker": "o", "linestyle": "none", "markerfacecolor": "white", "markeredgewidth": 1.6, "markersize": 6}
+WORDS = 10  # points, of words among the lines: on a phone a point is a pixel
+CARD = {"facecolor": "white", "edgecolor": "none", "pad": 0.6}  # under a word that a line would cross
 
 
 @dataclass(frozen=True)
@@ -78,6 +81,19 @@ def _money_axis(ax) -> None:
     ax.yaxis.set_major_formatter(FuncFormatter(lambda price, _: usd(price)))
     ax.yaxis.set_minor_formatter(NullFormatter())
     ax.set_ylabel("price (USD per million tokens)")
+
+
+def _log_ticks(axis, say: Callable[[float], str] = "{:g}".format, least: int = 4) -> None:
+    """As few round numbers as label a log axis at least `least` times, however short it is."""
+    low, high = axis.get_view_interval()
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)))
+    for steps in ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 4, 6)):
+        ticks = [step * 10.0**decade for decade in decades for step in steps] + [10.0 ** decades.stop]
+        ticks = [tick for tick in ticks if low <= tick <= high]
+        if len(ticks) >= least:
+            break
+    axis.set_ticks(ticks, [say(tick) for tick in ticks])
+    axis.set_minor_locator(NullLocator())
 
 
 def _steps(ax, series: Series, **style) -> None:
@@ -151,12 +167,12 @@ def _mark_rises(ax, series: Series) -> None:
         ax.plot([after.date] * 2, [before.usd, after.usd], color=VERMILLION, linewidth=3.5, solid_capstyle="butt")
 
 
-def _rows(height: float, labels: list[str], above: float = 5):
+def _rows(height: float, labels: list[str], above: float = 5, size: float = 8.5):
     """An axis with a row for each label, which stands `above` points over its row, so that it needs no margin."""
     figure, ax = _axes(0.8 + height * len(labels))
     for y, label in enumerate(labels):
         ax.annotate(label, (0, y), xycoords=("axes fraction", "data"), xytext=(0, above), textcoords="offset points",
-                    fontsize=8.5, va="bottom")
+                    fontsize=size, va="bottom")
     ax.set_xscale("log")
     ax.set_yticks([])
     ax.set_ylim(len(labels) - 0.5, -0.9)
@@ -201,7 +217,7 @@ def rises(pairs, blend="3:1", most: int = 10) -> Picture:
         ax.annotate(f"{b / a:.1f}x", (b, y), xytext=(8, 0), textcoords="offset points", va="center", fontsize=9)
     highest = max(after.usd(blend) for _, after in shown)
     ax.set_xlim(right=highest * 3)
-    ax.xaxis.set_major_formatter(FuncFormatter(lambda price, _: usd(price)))
+    _log_ticks(ax.xaxis, usd, least=3)
     ax.set_xlabel("price before and after (USD per million tokens)")
     a, b = shown[0]
     return picture(figure, (
@@ -307,40 +323,49 @@ def by_distance(scores: Scores) -> Picture:
 
 
 def rooflines(chips: list[Accelerator], work: dict[str, Work], dtype: str | None = None) -> Picture:
-    """What each chip can do at most for a FLOP-per-byte of the work, and where calls of a model lie (dotted)."""
-    figure, ax = _axes(3.3)
+    """What each chip can do at most for a FLOP-per-byte of the work, and where calls of a model lie (dotted).
+
+    A roof is blue where memory sets it and vermillion where arithmetic does; its bend is a filled dot where measured.
+    """
+    figure, ax = _axes(4.4)
     lowest, highest = min(w.intensity for w in work.values()) / 2, 1.5 * max(w.intensity for w in work.values())
-    said = []
-    for chip, colour in zip(chips, (BLACK, BLUE, VERMILLION, PURPLE)):
-        peak = chip.peak(dtype or ("bf16" if "bf16" in chip.peak_flops else "fp32"))
-        ridge = peak / chip.mem_bytes_per_s
-        ax.plot([lowest, ridge, max(highest, 2 * ridge)], [lowest * chip.mem_bytes_per_s, peak, peak], color=colour,
-                linewidth=1.6)
-        ax.annotate(chip.name.split(" 80GB")[0], (max(highest, 2 * ridge), peak), xytext=(0, 3), ha="right",
-                    textcoords="offset points", fontsize=8.5, color=colour,
-                    bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.3})
-        said.append(f"{chip.name} bends at {ridge:.0f}")
     for name, w in work.items():
-        ax.axvline(w.intensity, color=GREY, linewidth=1, linestyle=":")
-        ax.annotate(name, (w.intensity, 0), xycoords=("data", "axes fraction"), xytext=(-2, 4), rotation=90,
-                    textcoords="offset points", fontsize=8, ha="right", va="bottom", color=GREY)
-    ax.set(xscale="log", yscale="log", xlabel="work for each byte moved (FLOP/byte)", ylabel="rate at most (FLOP/s)")
+        ax.axvline(w.intensity, color=GREY, linewidth=1, linestyle=":", zorder=0)
+        ax.annotate(textwrap.fill(name, 10), (w.intensity, 1), xycoords=("data", "axes fraction"), xytext=(0, 4),
+                    textcoords="offset points", fontsize=WORDS, ha="center", va="bottom")
+    roofs = [(chip, chip.peak(dtype or ("bf16" if "bf16" in chip.peak_flops else "fp32"))) for chip in chips]
+    ridges = [peak / chip.mem_bytes_per_s for chip, peak in roofs]
+    end = max(highest, 2 * max(ridges))
+    for (chip, peak), ridge in zip(roofs, ridges, strict=True):
+        ax.plot([lowest, ridge], [lowest * chip.mem_bytes_per_s, peak], color=BLUE)
+        ax.plot([ridge, end], [peak, peak], color=VERMILLION)
+        filled = {"markerfacecolor": BLACK} if chip.source.startswith("measured") else {}
+        ax.plot(ridge, peak, color=BLACK, **QUOTED | filled)
+        _at_end(ax, end, peak, chip.name.split(" SXM")[0].replace(" ", "\n"))
+    chip, peak = min(roofs, key=lambda roof: roof[1])
+    for text, colour, x in (("memory", BLUE, math.sqrt(lowest * peak / chip.mem_bytes_per_s)),
+                            ("arithmetic", VERMILLION, 2 * peak / chip.mem_bytes_per_s)):
+        ax.annotate(text, (x, min(peak, x * chip.mem_bytes_per_s)), xytext=(7, -5), textcoords="offset points",
+                    fontsize=WORDS, va="top", color=colour, bbox=CARD)
+    ax.set(xscale="log", yscale="log", xlim=(lowest, end), xlabel="work for each byte moved (FLOP/byte)",
+           ylabel="rate at most (FLOP/s)")
+    said = ", ".join(f"{chip.name} bends at {ridge:.0f}" for chip, ridge in zip(chips, ridges, strict=True))
     return picture(figure, f"Chart of two-piece roofs on logarithmic axes, FLOP per second against FLOP per byte: "
-                           f"{', '.join(said)} FLOP per byte; dotted lines mark {', '.join(work)}.")
+                           f"{said} FLOP per byte; dotted lines mark {', '.join(work)}.")
 
 
 def by_batch(measured: dict[int, float], predicted: dict[int, float], name: str) -> Picture:
     """A decode step's time against the batch, measured (dots) and by the model (line), in milliseconds."""
-    figure, ax = _axes(2.7)
-    ax.plot(list(predicted), [1000 * t for t in predicted.values()], color=BLUE, linewidth=1.6)
+    figure, ax = _axes(3.3)
+    ax.plot(list(predicted), [1000 * t for t in predicted.values()], color=GREY, linewidth=1.6)
     ax.plot(list(measured), [1000 * t for t in measured.values()], color=BLACK, marker="o", linestyle="none",
             markersize=5.5)
     ax.set_xscale("log", base=2)
     ax.set_yscale("log")
-    for axis in (ax.xaxis, ax.yaxis):
-        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        axis.set_minor_formatter(NullFormatter())
-    ax.set(xlabel="batch (sequences)", ylabel=f"a step of {name} (ms)", xticks=list(measured))
+    _log_ticks(ax.yaxis)
+    ax.set_xticks(list(measured), [str(batch) for batch in measured])
+    ax.xaxis.set_minor_locator(NullLocator())
+    ax.set(xlabel="batch (sequences)", ylabel=f"a step of {name} (ms)")
     first, last = min(measured), max(measured)
     return picture(figure, f"Line chart of the time of a decode step of {name} against the batch, on logarithmic axes: "
                            f"{1000 * measured[first]:.3g} ms at {first}, {1000 * measured[last]:.3g} ms at {last}; the "
@@ -349,18 +374,19 @@ def by_batch(measured: dict[int, float], predicted: dict[int, float], name: str)
 
 def speed_and_price(curve: list[Throughput], usd_per_hour: float) -> Picture:
     """What a million output tokens cost against how fast each reader gets them, for batches of different sizes."""
-    figure, ax = _axes(2.9)
+    figure, ax = _axes(3.7)
     speeds = [1 / t.tpot_s for t in curve]
     prices = [usd_per_million_tokens(usd_per_hour * t.chips, t.output_tokens_per_s) for t in curve]
     ax.plot(speeds, prices, color=GREEN, marker=".", linewidth=1.6)
     for t, x, y in zip(curve, speeds, prices):
         if t.batch in (1, 4, 16, 64, curve[-1].batch):
-            ax.annotate(f"{t.batch} at once" if t.batch > 1 else "1 alone", (x, y), xytext=(-6, 3), ha="right",
-                        textcoords="offset points", fontsize=8.5)
-    ax.set(xscale="linear", yscale="log", xlim=(-0.28 * max(speeds), 1.05 * max(speeds)),
-           xticks=[x for x in range(0, 1000, 25) if x <= max(speeds)],
-           xlabel="speed for each reader (tokens/s)")
+            at, side = ((-7, 2), "right") if t is not curve[-1] else ((-8, -16), "left")  # the last is near the axis
+            ax.annotate(f"{t.batch} at once" if t.batch > 1 else "1 alone", (x, y), xytext=at, ha=side,
+                        textcoords="offset points", fontsize=WORDS)
     _money_axis(ax)
+    ax.set(xlim=(0, 1.05 * max(speeds)), ylim=(min(prices) / 1.8, 1.3 * max(prices)),
+           xlabel="speed for each reader (tokens/s)")
+    _log_ticks(ax.yaxis, usd)
     return picture(figure, f"Line chart of USD per million output tokens on a logarithmic axis against tokens a second "
                            f"for each reader: {usd(prices[0])} at {speeds[0]:.0f} tokens a second alone, "
                            f"{usd(prices[-1])} at {speeds[-1]:.0f} with {curve[-1].batch} at once.")
@@ -368,17 +394,17 @@ def speed_and_price(curve: list[Throughput], usd_per_hour: float) -> Picture:
 
 def predicted_published(cases: list[Case], predict: Callable[[Case], float]) -> Picture:
     """What the cost model predicts for published throughputs against what was measured, by kind of model."""
-    figure, ax = _axes(3.6)
+    figure, ax = _axes(4.2)
     ends = [min(c.value for c in cases) / 1.6, 1.6 * max(c.value for c in cases)]
     for times, width in ((1, 1.2), (2, 0.8), (0.5, 0.8)):
         ax.plot(ends, [times * x for x in ends], color=GREY, linewidth=width, linestyle="-" if times == 1 else ":")
-    for moe, colour, name in ((False, BLUE, "dense"), (True, VERMILLION, "mixture of experts")):
+    for moe, colour, marker, name in ((False, GREY, "o", "dense"), (True, BLACK, "^", "mixture of experts")):
         some = [c for c in cases if c.cfg.is_moe == moe]
-        ax.plot([c.value for c in some], [predict(c) for c in some], color=colour, markeredgecolor=colour,
-                label=f"{name}, {len(some)} rows", **QUOTED | {"markersize": 4.5, "markeredgewidth": 1.2})
+        ax.plot([c.value for c in some], [predict(c) for c in some], color=colour, label=f"{name}, {len(some)} rows",
+                **QUOTED | {"marker": marker, "markersize": 5, "markeredgewidth": 1.2})
     ax.set(xscale="log", yscale="log", xlim=ends, ylim=ends, xlabel="published (tokens/s for each chip)",
            ylabel="predicted (tokens/s for each chip)")
-    ax.legend(loc="upper left", frameon=False, fontsize=8.5)
+    ax.legend(loc="upper left", frameon=False, fontsize=WORDS, borderaxespad=0, handletextpad=0.2)
     within = sum(0.5 <= predict(c) / c.value <= 2 for c in cases)
     return picture(figure, f"Scatter chart on logarithmic axes of predicted against published tokens per second for "
                            f"each chip, {len(cases)} rows: {within} lie within a factor of two of the diagonal.")
@@ -387,8 +413,7 @@ def predicted_published(cases: list[Case], predict: Callable[[Case], float]) -> 
 def waterfall(ledger: Ledger) -> Picture:
     """The factors of a ledger as steps down from 1, on a logarithmic axis; marks tell their kinds."""
     names = [f"{f.name}: {f.value:.3g}" for f in ledger.factors]
-    figure, ax = _rows(0.5, [*names, "all together"])
-    ax.set_xscale("log")
+    figure, ax = _rows(0.6, [*names, "all together"], 12, WORDS)
     colours = dict(zip(("measured", "quoted", "modelled", "assumed"), (BLACK, "white", BLUE, GREY)))
     left = 1.0
     for y, f in enumerate(ledger.factors):
@@ -396,6 +421,7 @@ def waterfall(ledger: Ledger) -> Picture:
         ax.plot([left / f.high, left / f.low], [y, y], color=GREY, linewidth=2.5)
         left /= f.value
     ax.barh(len(names), 1 - left, 0.4, left, color=GREEN)
+    _log_ticks(ax.xaxis, least=3)
     ax.set_xlabel("price (share of the first)")
     return picture(figure, f"Waterfall chart of a price that falls factor by factor on a logarithmic axis: "
                            f"{'; '.join(names)}; all together to {left:.3g} of the first price.")
@@ -412,13 +438,13 @@ def _years_axis(ax, first: dt.date, last: dt.date, margin: int) -> None:
 
 def _at_end(ax, day, value, text, colour=BLACK, shift=0.0) -> None:
     """A label to the right of a line's last point, in the line's colour."""
-    ax.annotate(text, (day, value), xytext=(6, shift), textcoords="offset points", va="center", fontsize=8.5,
+    ax.annotate(text, (day, value), xytext=(6, shift), textcoords="offset points", va="center", fontsize=WORDS,
                 color=colour, annotation_clip=False)
 
 
 def peaks_by_format(line: tuple[Generation, ...]) -> Picture:
     """Peak rates of chips by number format over their launch dates, and what Moore's law makes of the first one."""
-    figure, ax = _axes(3.6)
+    figure, ax = _axes(4.2)
     first, last = line[0], line[-1]
     for bits, dash in ((32, "-"), (16, "--"), (8, "-."), (4, ":")):
         known = [(g.date, g.rate(bits) / 1e12) for g in line if g.rate(bits)]
@@ -430,9 +456,9 @@ def peaks_by_format(line: tuple[Generation, ...]) -> Picture:
     _at_end(ax, last.date, grown, "Moore's law", GREY)
     for g in line[:-1]:
         ax.annotate(g.name, (g.date, g.rate(32) / 1e12), xytext=(4, -9), textcoords="offset points", ha="center",
-                    va="top", fontsize=8.5)
+                    va="top", fontsize=WORDS)
     ax.annotate(last.name, (last.date, last.rate(32) / 1e12), xytext=(9, -9), textcoords="offset points", va="top",
-                fontsize=8.5)
+                fontsize=WORDS)
     ax.set_yscale("log")
     ax.yaxis.set_major_formatter(FuncFormatter(lambda rate, _: f"{rate:,g}"))
     ax.yaxis.set_minor_formatter(NullFormatter())
@@ -447,19 +473,17 @@ def peaks_by_format(line: tuple[Generation, ...]) -> Picture:
 
 def growth_rates(rates: list[Growth], law: float) -> Picture:
     """Yearly growth of what chips have, as points with 90% intervals; a line marks Moore's law."""
-    figure, ax = _rows(0.42, [rate.measure for rate in rates])
+    figure, ax = _rows(0.5, [f"{rate.measure}: {rate.factor_per_year:.2f}" for rate in rates], 7, WORDS)
     ax.set_xscale("linear")
     for y, rate in enumerate(rates):
         colour = (VERMILLION if "peak" in rate.measure else BLUE if "memory" in rate.measure
                   else GREEN if "price" in rate.measure else BLACK)
         ax.plot([rate.low, rate.high], [y, y], color=colour, linewidth=1.6)
         ax.plot(rate.factor_per_year, y, color=colour, **QUOTED)
-        ax.annotate(f"{rate.factor_per_year:.2f}", (rate.low, y), xytext=(-6, 0), textcoords="offset points",
-                    va="center", ha="right", fontsize=8.5)
     ax.axvline(law, color=GREY, linewidth=1.2, linestyle=(0, (5, 2)), zorder=0)
     ax.annotate("Moore's law", (law, len(rates) - 0.2), xytext=(4, 0), textcoords="offset points", va="center",
-                fontsize=8.5, color=GREY)
-    ax.set(xlim=(0.94, max(rate.high for rate in rates) + 0.05), ylim=(len(rates) + 0.1, -0.9),
+                fontsize=WORDS, color=GREY)
+    ax.set(xlim=(0.8, max(rate.high for rate in rates) + 0.05), ylim=(len(rates) + 0.1, -0.9),
            xlabel="growth (times per year)")
     outrun = ", ".join(rate.measure for rate in rates if rate.factor_per_year > law)
     said = "; ".join(f"{rate.measure} {rate.factor_per_year:.2f}" for rate in rates)
@@ -469,8 +493,9 @@ def growth_rates(rates: list[Growth], law: float) -> Picture:
 
 def rents(panels: dict[str, dict[str, Rent]]) -> Picture:
     """USD per board and hour over the years, a panel for each kind of seller, each line by its label; rises in red."""
-    figure, axes = _axes(0.6 + 2.1 * len(panels), rows=len(panels), sharex=True)
+    figure, axes = _axes(0.6 + 3.1 * len(panels), rows=len(panels), sharex=True)
     rises, every = [], [day for panel in panels.values() for rent in panel.values() for day, _ in rent.points]
+    end = max(every)
     for ax, (kind, panel) in zip(axes, panels.items(), strict=True):
         for label, rent in panel.items():
             days, prices = zip(*rent.points, strict=True)
@@ -479,17 +504,17 @@ def rents(panels: dict[str, dict[str, Rent]]) -> Picture:
             for (_, low), (day, high) in rent.rises:
                 ax.plot([day, day], [low, high], color=VERMILLION, linewidth=3.5, solid_capstyle="butt")
                 rises.append((high / low, label))
-            if max(prices) > 2 * prices[-1]:  # what has fallen far is labelled at its top, the ends stand close
-                ax.annotate(label, (days[prices.index(max(prices))], max(prices)), xytext=(0, 6), fontsize=8.5,
+            if (end - days[-1]).days < 365:
+                _at_end(ax, end, prices[-1], label)
+            else:  # a line that ends among others is labelled where it was highest first
+                ax.annotate(label, (days[prices.index(max(prices))], max(prices)), xytext=(-3, 6), fontsize=WORDS,
                             textcoords="offset points")
-            else:
-                _at_end(ax, days[-1], prices[-1], label)
         ax.set_yscale("log", base=2)
         ax.yaxis.set_major_formatter(FuncFormatter(lambda price, _: usd(price)))
-        ax.text(0.01, 0.97, kind, transform=ax.transAxes, va="top", fontsize=9)
+        ax.text(0.01, 0.97, kind, transform=ax.transAxes, va="top", fontsize=WORDS)
         ax.margins(y=0.14)
         ax.label_outer()
-    _years_axis(axes[-1], min(every), max(every), margin=1150)
+    _years_axis(axes[-1], min(every), end, margin=150)
     figure.supylabel("rent (USD per board and hour)", fontsize=10)
     steepest, label = max(rises)
     shown = sum(map(len, panels.values()))
@@ -500,21 +525,26 @@ def rents(panels: dict[str, dict[str, Rent]]) -> Picture:
 
 def price_and_rent(price: Series, rent: dict[str, list[TokenRent]]) -> Picture:
     """The price in force of a level of quality, and over the same years the rent of the chips that make its tokens."""
-    figure, ax = _axes(3.6)
+    figure, ax = _axes(4.5)
     _money_axis(ax)
     _steps(ax, price, color=GREEN)
     first, last = price.points[0], price.points[-1]
-    ax.annotate(f"price in force,\n{price.exam} {price.threshold:g}", (first.date, first.usd), xytext=(34, -2),
-                textcoords="offset points", va="top", fontsize=9, color=GREEN)
+    ax.annotate(f"price in force,\n{price.exam} {price.threshold:g}", (first.date, first.usd), xytext=(30, -2),
+                textcoords="offset points", va="top", fontsize=WORDS, color=GREEN)
+    _at_end(ax, last.date, last.usd, usd(last.usd, 2), GREEN, shift=-3)
     said = []
-    for (seller, offers), dash, above in zip(rent.items(), ("--", ":"), (7, -15), strict=False):
+    for (seller, offers), marker, side in zip(rent.items(), "os", ("left", "right"), strict=False):
         days, costs = [o.date for o in offers], [o.usd for o in offers]
-        ax.step(days, costs, where="post", color=GREEN, linewidth=1.2, linestyle=dash)
-        ax.plot(days, costs, color=GREEN, **{**QUOTED, "markersize": 4.5})
-        ax.annotate(f"rent, {seller}", (days[0], costs[0]), xytext=(-4, above), textcoords="offset points", fontsize=9)
+        ax.step(days, costs, where="post", color=GREEN, linewidth=1.2)
+        ax.plot(days, costs, color=GREEN, **{**QUOTED, "marker": marker, "markersize": 4.5})
+        ax.annotate(f"rent, {seller}", (days[0], costs[0]), xytext=(-4, 7) if side == "left" else (-8, -4), ha=side,
+                    textcoords="offset points", fontsize=WORDS)
+        _at_end(ax, last.date, costs[-1], usd(costs[-1], 2))
         said.append(f"at {seller} from {usd(costs[0])} to {usd(costs[-1])}")
     ax.set_ylabel("price or rent (USD per million tokens)")
-    _years_axis(ax, min(o.date for offers in rent.values() for o in offers), last.date, margin=120)
+    _years_axis(ax, min(o.date for offers in rent.values() for o in offers), last.date, margin=60)
+    ax.set_ylim(bottom=min(ax.get_ylim()[0], 0.01))
+    _log_ticks(ax.yaxis, usd, least=5)
     return picture(figure, f"Step line chart on a log axis in USD per million tokens: the price in force falls from "
                            f"{usd(first.usd)} in {first.date:%B %Y} to {usd(last.usd)} in {last.date:%B %Y}, while "
                            f"the rent of the chips that make such tokens hardly moves: {'; '.join(said)}.")

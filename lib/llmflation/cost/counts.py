@@ -120,7 +120,8 @@ def kv_bytes(cfg: ModelConfig, context: int, kv_bits: float = 16) -> float:
 
 
 def kv_bytes_per_token(cfg: ModelConfig, kv_bits: float = 16) -> float:
-    """Bytes that a token adds to the cache, in all layers. Behind a window only the global ones still grow.
+    """Bytes that a token adds to the cache, in all layers, while no layer's window is full. Later tokens add
+    kv_bytes(cfg, n + 1) - kv_bytes(cfg, n): only the layers without a window still grow.
 
     >>> from llmflation.config import model_config
     >>> kv_bytes_per_token(model_config("Llama-3.1-8B"))
@@ -133,18 +134,29 @@ def decode_work(cfg: ModelConfig, batch: int, context: int, weight_bits: float =
                 head_bits: float | None = None) -> dict[str, Work]:
     """What one decode step has to do, by part: one new token for each of `batch` sequences behind `context` others.
 
+    "residual" and "inner" are the numbers that go to memory and back between products: those as wide as the model, and
+    those as wide as a feed-forward block. BadInputError for counts that are no whole numbers above 0, and beyond the
+    model's context.
+
     >>> from llmflation.config import model_config
     >>> sum(decode_work(model_config("Llama-3.1-8B"), batch=1, context=2048).values(), Work(0, 0))
     1.608e+10 FLOP over 1.528e+10 bytes: 1.05 FLOP a byte.
     """
     check_whole("batch", batch)
-    check_whole("context", context, least=0)
+    check_whole("context", context)
     return _work(cfg, batch, 1, context, weight_bits, kv_bits, head_bits)
 
 
 def prefill_work(cfg: ModelConfig, batch: int, tokens: int, weight_bits: float = 16, kv_bits: float = 16,
                  head_bits: float | None = None, held: int = 0) -> dict[str, Work]:
-    """What reading `tokens` tokens of each of `batch` sequences has to do, behind `held` others that the cache has."""
+    """What reading `tokens` tokens of each of `batch` sequences has to do, behind `held` others that the cache has.
+
+    BadInputError for counts that are no whole numbers above 0 (`held`: or 0), and beyond the model's context.
+
+    >>> from llmflation.config import model_config
+    >>> sum(prefill_work(model_config("Llama-3.1-8B"), batch=1, tokens=2048).values(), Work(0, 0))
+    2.969e+13 FLOP over 2.523e+10 bytes: 1.18e+03 FLOP a byte.
+    """
     check_whole("batch", batch)
     check_whole("tokens", tokens)
     check_whole("held", held, least=0)
@@ -163,6 +175,7 @@ def prefill_flops(cfg: ModelConfig, batch: int, tokens: int) -> float:
 
 def _work(cfg, batch, new, held, weight_bits, kv_bits, head_bits) -> dict[str, Work]:
     params, tokens = count_params(cfg), batch * new
+    _check_context(cfg, held + new - 1)
     width = bytes_from_bits(_check_bits("weight_bits", weight_bits))
     head_width = bytes_from_bits(_check_bits("head_bits", weight_bits if head_bits is None else head_bits))
     head, expert = cfg.vocab_size * cfg.d_model, _expert(cfg)
@@ -176,16 +189,16 @@ def _work(cfg, batch, new, held, weight_bits, kv_bits, head_bits) -> dict[str, W
         "experts": Work(formulas.linear_flops(tokens, cfg.n_moe_layers * cfg.top_k * expert),
                         cfg.n_moe_layers * formulas.experts_touched(cfg.n_experts, cfg.top_k, tokens) * expert * width),
         "head": Work(formulas.linear_flops(batch, head), (head + rows) * head_width),
-        "activations": Work(0, tokens * _activations(cfg) * ACTIVATION_BYTES),
+        "residual": Work(0, tokens * 8 * cfg.n_layers * cfg.d_model * ACTIVATION_BYTES),
+        "inner": Work(0, tokens * cfg.ffn_matrices * _inner(cfg) * ACTIVATION_BYTES),
     }
 
 
-def _activations(cfg: ModelConfig) -> int:
-    """Numbers of one token that go to memory and back between products: before each block the sum so far and what is
-    added to it are read and written (with the norm), behind gate and up both are read and their product written."""
-    inner = cfg.n_dense_layers * (cfg.d_ff or 0)
-    inner += cfg.n_moe_layers * (cfg.top_k + cfg.n_shared_experts) * (cfg.d_expert or 0)
-    return 8 * cfg.n_layers * cfg.d_model + cfg.ffn_matrices * inner
+def _inner(cfg: ModelConfig) -> int:
+    """Hidden units that one token passes. Behind gate and up both are read and their product is written; before each
+    block the sum so far and what is added to it are read and written, with the norm: the 8 above."""
+    experts = cfg.n_moe_layers * (cfg.top_k + cfg.n_shared_experts) * (cfg.d_expert or 0)
+    return cfg.n_dense_layers * (cfg.d_ff or 0) + experts
 
 
 def _attention_flops(cfg: ModelConfig, new: int, held: int) -> float:
@@ -221,6 +234,13 @@ def _check_config(cfg) -> None:
 
 
 def _check_bits(what: str, value) -> float:
-    if not is_number(value) or not 0 < value <= 64:
-        raise bad_input(what, value, "a number of bits above 0, up to 64")
+    if not is_number(value) or not 0.1 <= value <= 64:
+        raise bad_input(what, value, "a number of bits from 0.1 to 64")
     return value
+
+
+def _check_context(cfg: ModelConfig, behind: int) -> None:
+    if cfg.context is not None and behind > cfg.context:
+        name = cfg.name or "this model"
+        raise bad_input("context", behind, f"up to {cfg.context:,} tokens, what {name} was made for",
+                        "To count beyond that all the same, pass dataclasses.replace(cfg, context=...).")

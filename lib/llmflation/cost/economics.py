@@ -102,14 +102,15 @@ def token_costs(cfg: ModelConfig, hw: Accelerator, usd_per_hour: float, input_le
     """What tokens cost on `chips` chips at `usd_per_hour` each: input by the time of a prefill, output by the time of a
     decode step shared by the batch.
 
-    A cached input token costs what the others' looking back at it takes: `cached` tokens are in the cache already, and
-    `input_len` are read behind them. Options are those of `throughput`.
+    A cached input token costs what the others' looking back at it takes: `cached` tokens are in the cache already,
+    `input_len` are read and the output is written behind them. What keeping them takes shows in the batch that still
+    fits. Options are those of `throughput`.
     """
     check_above("usd_per_hour", usd_per_hour)
-    if isinstance(cached, bool) or not isinstance(cached, int) or cached < 0:
-        raise bad_input("cached", cached, "a whole number of tokens, 0 or more")
+    check_whole("cached", cached, least=0)
     share = check_share("utilization", utilization)
-    made = throughput(cfg, hw, input_len, output_len, batch, chips=chips, **options)
+    made = throughput(cfg, hw, input_len, output_len, batch, chips=chips, held=cached, **options)
+    alone = throughput(cfg, hw, input_len, output_len, made.batch, chips=chips, **options) if cached else made
 
     def cost(seconds_per_token: float) -> Cost:
         usd = usd_per_hour * chips / formulas.SECONDS_PER_HOUR * seconds_per_token * 1e6
@@ -119,7 +120,7 @@ def token_costs(cfg: ModelConfig, hw: Accelerator, usd_per_hour: float, input_le
     if cached:
         read = partial(prefill_step, cfg, hw, 1, input_len, chips=chips, **options)
         behind = cost((read(held=cached).time_s - read().time_s) / cached)
-    return TokenCosts(cost(made.prefill_s / input_len), cost(made.step_s / made.batch), behind, made.batch)
+    return TokenCosts(cost(alone.prefill_s / input_len), cost(made.step_s / made.batch), behind, made.batch)
 
 
 def _check_pue(value) -> float:

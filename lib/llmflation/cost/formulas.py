@@ -177,7 +177,8 @@ def capital_usd_per_hour(price_usd, lifetime_years, yearly_return=0.0):
     """
     if yearly_return == 0:
         return price_usd / lifetime_years / HOURS_PER_YEAR
-    yearly = price_usd * yearly_return / (1 - (1 + yearly_return) ** -lifetime_years)
+    paid_back = -math.expm1(-lifetime_years * math.log1p(yearly_return))  # 1 - (1 + r) ** -years, for any small r
+    yearly = price_usd * yearly_return / paid_back
     return yearly / HOURS_PER_YEAR
 
 

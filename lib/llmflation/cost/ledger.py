@@ -5,11 +5,14 @@ quoted, modelled, assumed) are multiplied only by those who say so: the product 
 """
 
 import math
+import textwrap
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from llmflation.errors import BadInputError, bad_input, check_above
 
 KINDS = ("measured", "quoted", "modelled", "assumed")  # strongest first
+WIDTH = 75  # characters that a page shows
 
 
 @dataclass(frozen=True, repr=False)
@@ -38,8 +41,9 @@ class Factor:
                 raise bad_input(f"{name} of {self.name!r}", getattr(self, name), "a phrase")
 
     def __repr__(self) -> str:
-        return (f"{self.name}: {self.value:.3g} times cheaper ({self.low:.3g} to {self.high:.3g}), {self.kind}; "
-                f"{self.conditions}. It loses when {self.loses_when}.")
+        said = (f"{self.name}: {self.value:.3g} times cheaper ({self.low:.3g} to {self.high:.3g}), {self.kind}",
+                f"  under: {self.conditions}", f"  loses when {self.loses_when}")
+        return "\n".join(textwrap.fill(line, WIDTH, subsequent_indent="    ") for line in said)
 
 
 @dataclass(frozen=True, repr=False)
@@ -49,6 +53,8 @@ class Ledger:
     factors: tuple[Factor, ...] = ()
 
     def __post_init__(self):
+        if not isinstance(self.factors, Iterable):
+            raise bad_input("factors", self.factors, "a list of Factor")
         object.__setattr__(self, "factors", tuple(self.factors))
         if strange := [f for f in self.factors if not isinstance(f, Factor)]:
             raise bad_input("a factor of the ledger", strange[0], "a Factor")

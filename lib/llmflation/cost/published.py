@@ -14,11 +14,17 @@ from llmflation.config import ModelConfig, load_models
 from llmflation.cost.formulas import bits_per_value, fixed_batch_tokens_per_s, tokens_per_s
 from llmflation.cost.roofline import TYPICAL, Efficiency
 from llmflation.cost.serving import PROMPT_TOKENS, decode_step, max_batch, prefill_step
-from llmflation.errors import BadInputError, LLMflationError
+from llmflation.errors import BadInputError, LLMflationError, is_number
 from llmflation.hardware import Accelerator, load_hardware
 
 NEEDED = {"model_key": "model", "accelerator_key": "accelerator", "precision": "precision", "input_len": "input length",
-          "output_len": "output length"}
+          "output_len": "output length", "metric": "metric", "value": "value"}
+METRICS = {  # what a row may have measured, and in which unit
+    "output throughput per accelerator": "output tok/s/accelerator",
+    "prefill throughput per accelerator": "input tok/s/accelerator",
+    "decode speed of one request": "tok/s",
+    "time to first token": "ms", "prefill time": "ms", "decode step time": "ms", "inter-token latency": "ms",
+}
 MOST = 2048  # requests at once, where a row says no number: what engines allow
 # What the words of column `precision` mean: bits of a weight with its scales, of embedding and head, arithmetic.
 FORMATS = {
@@ -45,9 +51,14 @@ class Case:
     chips: int  # that share one copy of the model
     stored: dict  # widths, and how the chips share
     dtype: str | None
+    fills: bool = False  # the row states no number of requests at once: as many as fit are taken
+    engine: str = ""
+    note: str = ""
 
     def run(self, efficiency: Efficiency) -> dict:
-        return self.stored | {"compute_dtype": self.dtype, "chips": self.chips, "efficiency": efficiency}
+        """The arguments of a step. Whether it fits into the memory, `case` has checked."""
+        return self.stored | {"compute_dtype": self.dtype, "chips": self.chips, "efficiency": efficiency,
+                              "check_memory": False}
 
     @property
     def calibrates(self) -> bool:
@@ -56,14 +67,15 @@ class Case:
     @property
     def is_time(self) -> bool:
         """Whether the row's value is a time (ms); the others are rates."""
-        return self.metric in ("time to first token", "prefill time", "decode step time", "inter-token latency")
+        return METRICS[self.metric] == "ms"
 
     @property
     def prompts(self) -> int:
-        """How many prompts are read in one call."""
+        """How many prompts are read in one call: one for each chip at least where each reads its own."""
         if self.scenario == "static batch" or self.metric in ("time to first token", "prefill time"):
             return self.batch
-        return max(1, min(self.batch, PROMPT_TOKENS // self.n_in))
+        least = self.chips if self.stored["parallel"] == "expert" else 1
+        return min(self.batch, max(least, PROMPT_TOKENS // self.n_in))
 
     def in_its_unit(self, prefill_s: float, step_s: float) -> float:
         """The row's metric, from the time of reading `prompts` prompts and of one decode step of the batch."""
@@ -84,27 +96,24 @@ class Case:
 
 
 def case(row: Mapping, models: Mapping, chips: Mapping) -> Case:
-    """Read one row. BadInputError or an error of the library, which says why, for one that cannot be predicted."""
-    if missing := [word for column, word in NEEDED.items() if not row.get(column)]:
+    """Read one row, of the project's table or with a file's cells as text.
+
+    BadInputError or an error of the library, which says why, for one that cannot be predicted. Mean lengths are
+    rounded. A length beyond the one that the model was made for is taken: its speed was measured all the same.
+    """
+    if missing := [word for column, word in NEEDED.items() if row.get(column) in (None, "")]:
         raise BadInputError(f"gives no {missing[0]}")
-    words = str(row["precision"]).split(" + ")[0].split(" (")[0]
-    if words not in FORMATS:
-        raise BadInputError(f"unknown precision {row['precision']!r}; known: {', '.join(FORMATS)}")
-    cfg, hw = models[models.full_name(row["model_key"])], chips[chips.full_name(row["accelerator_key"])]
-    if "one GCD" in (row.get("note") or ""):  # one of the two chips that this accelerator consists of
-        hw = replace(hw, name=f"half a {hw.name}", mem_bytes=hw.mem_bytes / 2, mem_bytes_per_s=hw.mem_bytes_per_s / 2,
-                     peak_flops={dtype: rate / 2 for dtype, rate in hw.peak_flops.items()})
-    weight_bits, head_bits, dtype = FORMATS[words]
-    dtype = dtype if dtype in hw.peak_flops else None  # without it, weights are widened and multiplied in 16 bits
-    apart = cfg.is_moe and ("EP" in (row.get("parallelism") or "")
-                            or "data-parallel attention" in (row.get("note") or ""))
-    stored = {"weight_bits": weight_bits, "head_bits": head_bits, "kv_bits": _kv_bits(row, weight_bits, dtype),
-              "parallel": "expert" if apart else "tensor"}
-    n_in, n_out = round(float(row["input_len"])), round(float(row["output_len"]))
+    metric, value = _metric(row), _number(row, "value")
+    n_in, n_out = _length(row, "input_len"), _length(row, "output_len")
+    cfg, hw = models[models.full_name(row["model_key"])], _accelerator(row, chips)
+    cfg = replace(cfg, context=max(cfg.context, n_in + n_out))
+    stored, dtype = _formats(row, cfg, hw)
     share = _chips(row, cfg, hw, n_in + n_out, stored)
-    batch = _batch(row) or min(MOST, max_batch(cfg, hw, n_in + n_out, chips=share, **stored))
-    return Case(row["row_id"], row["metric"], row.get("scenario") or "", n_in, n_out, batch, float(row["value"]),
-                cfg, hw, share, stored, dtype)
+    stated = _batch(row, share)
+    batch = stated or min(MOST, max_batch(cfg, hw, n_in + n_out, chips=share, **stored))
+    _check_fits(cfg, hw, batch, n_in + n_out // 2 + 1, share, stored)
+    return Case(row["row_id"], metric, _words(row, "scenario"), n_in, n_out, batch, value, cfg, hw, share, stored,
+                dtype, stated is None, row.get("engine") or "", row.get("note") or "")
 
 
 def predicted(c: Case, efficiency: Efficiency = TYPICAL) -> float:
@@ -123,25 +132,113 @@ def agreement(a: float, b: float) -> float:
     return min(a, b) / max(a, b)
 
 
+def plain_number(cell) -> float | None:
+    """The number that a cell holds, as the table has it or as text; None for words, separators, signs of money.
+
+    >>> plain_number("2674.9"), plain_number("2,674.9")
+    (2674.9, None)
+    """
+    if isinstance(cell, str):
+        written = re.fullmatch(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)(e[+-]?[0-9]{1,4})?", cell.strip(), re.IGNORECASE)
+        cell = float(cell) if written else None
+    return cell if is_number(cell) else None
+
+
+def _number(row, column: str) -> float:
+    number = plain_number(row[column])
+    if number is None or number <= 0:
+        raise BadInputError(f"{column} {row[column]!r} is no plain number above 0")
+    return number
+
+
+def _length(row, column: str) -> int:
+    tokens = round(_number(row, column))
+    if tokens < 1:
+        raise BadInputError(f"{column} {row[column]!r} is less than one token")
+    return tokens
+
+
+def _words(row, column: str) -> str:
+    """A cell as words in small letters; none where the column is missing or empty."""
+    return str(row.get(column) or "").strip().casefold()
+
+
+def _metric(row) -> str:
+    metric, unit = _words(row, "metric"), _words(row, "unit")
+    if metric not in METRICS:
+        raise BadInputError(f"unknown metric {row['metric']!r}; known: {', '.join(METRICS)}")
+    if unit and unit != METRICS[metric]:
+        raise BadInputError(f"unit {row['unit']!r} of {metric}; known: {METRICS[metric]}")
+    return metric
+
+
+def _accelerator(row, chips: Mapping) -> Accelerator:
+    hw = chips[chips.full_name(row["accelerator_key"])]
+    if "one GCD" not in (row.get("note") or ""):
+        return hw
+    return replace(hw, name=f"half a {hw.name}", mem_bytes=hw.mem_bytes / 2,  # one of the two chips that make it up
+                   mem_bytes_per_s=hw.mem_bytes_per_s / 2,
+                   peak_flops={dtype: rate / 2 for dtype, rate in hw.peak_flops.items()})
+
+
+def _formats(row, cfg: ModelConfig, hw: Accelerator) -> tuple[dict, str | None]:
+    """How weights and cache are held and shared out, and the format of the arithmetic."""
+    words = _words(row, "precision").split(" + ")[0].split(" (")[0].strip()
+    if words not in FORMATS:
+        raise BadInputError(f"unknown precision {row['precision']!r}; known: {', '.join(FORMATS)}")
+    weight_bits, head_bits, dtype = FORMATS[words]
+    dtype = dtype if dtype in hw.peak_flops else None  # without it, weights are widened and multiplied in 16 bits
+    apart = cfg.is_moe and (re.search(r"\bep\d*\b", _words(row, "parallelism"))
+                            or "data-parallel attention" in (row.get("note") or ""))
+    return {"weight_bits": weight_bits, "head_bits": head_bits, "kv_bits": _kv_bits(row, weight_bits, dtype),
+            "parallel": "expert" if apart else "tensor"}, dtype
+
+
 def _kv_bits(row, weight_bits: float, dtype: str | None) -> int:
     """As the row says; where it says nothing a model in 8 bits and fewer has a cache of 8."""
-    stated = row.get("kv_precision") or ""
-    return 8 if "8" in stated or (not stated and weight_bits < 16 and dtype) else 16
+    stated = _words(row, "kv_precision")
+    if stated in ("", "not stated"):
+        return 8 if weight_bits < 16 and dtype else 16
+    found = re.match(r"(?:fp|bf|int)(8|16)(?![0-9])", stated)
+    if not found:
+        raise BadInputError(f"unknown kv_precision {row['kv_precision']!r}; known: fp16, bf16, fp8, int8")
+    return int(found[1])
 
 
-def _batch(row) -> int | None:
-    """The requests at once that a row states; a cap, or as many tokens, is no such number."""
-    text = str(row.get("batch_or_concurrency") or "")
-    found = re.match(r"[\d,]+", text)
-    return int(found[0].replace(",", "")) if found and "tokens" not in text and "cap" not in text else None
+def _batch(row, share: int) -> int | None:
+    """The requests at once that a row states for the `share` chips of one copy; a cap, as many tokens, or words
+    without a number are no such statement."""
+    text = _words(row, "batch_or_concurrency")
+    if not re.search("[0-9]", text) or re.search(r"\b(cap|tokens)\b", text):
+        return 1 if not text and _words(row, "scenario") == "one request" else None
+    found = re.fullmatch(r"([0-9]{1,3}(?:,[0-9]{3}){1,5}|[0-9]{1,18})(?:\.0+)?(?: ([^0-9]*))?", text)
+    stated = int(found[1].replace(",", "")) if found else 0
+    if stated < 1:
+        raise BadInputError(f"batch_or_concurrency {row['batch_or_concurrency']!r} is no whole number of 1 or more")
+    each = re.match(r"(?:per|a|each) (\w+)", found[2] or "")
+    if not each or each[1] in ("replica", "copy", "instance"):
+        return stated
+    if each[1] not in ("gpu", "chip", "accelerator"):
+        raise BadInputError(f"batch_or_concurrency {row['batch_or_concurrency']!r} is neither per GPU nor per replica")
+    return stated * share
 
 
 def _chips(row, cfg, hw, context: int, stored: dict) -> int:
-    """How many share one copy: as the row says; else the fewest, in doublings, that hold eight requests."""
-    if found := re.match(r"(?:TP|EP)(\d+)(?: PP(\d+))?", row.get("parallelism") or ""):
-        return int(found[1]) * int(found[2] or 1)
-    chips, there = 1, int(row["accelerator_count"] or 1)
-    while chips < min(there, 8):
+    """How many share one copy: as the row says; else the fewest, in doublings, that hold eight requests.
+
+    There is one where `accelerator_count` is empty or missing."""
+    counted = row.get("accelerator_count") not in (None, "")
+    there = _number(row, "accelerator_count") if counted else 1
+    if there != int(there):
+        raise BadInputError(f"accelerator_count {row['accelerator_count']!r} is no whole number")
+    if found := re.match(r"(?:tp|ep)[ =]?(\d{1,18})(?:[ ,/x+]*pp[ =]?(\d{1,18}))?", _words(row, "parallelism")):
+        share = int(found[1]) * int(found[2] or 1)
+        if counted and share > there:
+            raise BadInputError(f"parallelism {row['parallelism']!r} shares out to more than the {int(there)} of "
+                                "accelerator_count")
+        return share
+    chips = 1
+    while 2 * chips <= min(there, 8):
         try:
             if max_batch(cfg, hw, context, chips=chips, **stored) >= 8:
                 break
@@ -151,12 +248,25 @@ def _chips(row, cfg, hw, context: int, stored: dict) -> int:
     return chips
 
 
+def _check_fits(cfg, hw, batch: int, context: int, share: int, stored: dict) -> None:
+    """BadInputError, by how much, where the batch with the tokens that it holds on average is more than the memory."""
+    most = max_batch(cfg, hw, context, chips=share, usable=1.0, **stored)
+    if batch > most:
+        raise BadInputError(f"{batch:,} requests of {context:,} tokens do not fit: {most:,} fill the memory of "
+                            f"{share} x {hw.name}")
+
+
 def published_cases(rows: Sequence[Mapping] | None = None) -> tuple[list[Case], Counter]:
-    """The rows of serving_benchmarks.csv (or others with its columns) that can be predicted, and why others cannot."""
+    """The rows of serving_benchmarks.csv (or others with its columns) that can be predicted, and why others cannot.
+
+    Column `accelerator_count` and those that `case` needs not may be missing. No row raises: its error is counted.
+    """
     models, chips, cases, why = load_models(), load_hardware(), [], Counter()
     for row in facts.read("serving_benchmarks") if rows is None else rows:
         try:
-            cases.append(case(row, models, chips))
+            found = case(row, models, chips)
+            predicted(found)  # a fact that the tables lack shows here
+            cases.append(found)
         except LLMflationError as error:
-            why[str(error).split(";")[0].split(". ")[0]] += 1
+            why[str(error).split(". ")[0].rstrip(".")] += 1
     return cases, why

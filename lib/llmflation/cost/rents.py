@@ -132,8 +132,8 @@ class TokenRent:
         return self.served.usd_per_mtok(self.usd_per_hour)
 
     def __repr__(self) -> str:
-        return (f"${self.usd:.4f} per million tokens: {self.served.chips} x {self.served.hw.name} at {self.seller}, "
-                f"${self.usd_per_hour:.2f} an hour each ({self.tier}, {self.date})")
+        return (f"${self.usd:.4f} per million tokens: {self.served.chips} x {self.served.hw.name} at {self.seller},\n"
+                f"  ${self.usd_per_hour:.2f} an hour each ({self.tier}, {self.date})")
 
 
 def token_rents(cfg: ModelConfig, names=SERVING_LINE, **options) -> tuple[TokenRent, ...]:

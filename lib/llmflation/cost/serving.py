@@ -20,7 +20,7 @@ from llmflation.cost.counts import (
     weight_bytes,
 )
 from llmflation.cost.roofline import IDEAL, Efficiency, StepTime, roofline_time
-from llmflation.errors import BadInputError, bad_input, check_share, check_whole
+from llmflation.errors import BadInputError, bad_input, check_above, check_share, check_whole
 from llmflation.hardware import Accelerator
 from llmflation.units import GB, bytes_from_bits
 
@@ -29,10 +29,14 @@ USABLE = 0.9  # share of the memory that the weights leave which engines give to
 
 def decode_step(cfg: ModelConfig, hw: Accelerator, batch: int = 1, context: int = 2048, *, weight_bits: float = 16,
                 kv_bits: float = 16, head_bits: float | None = None, compute_dtype: str | None = None, chips: int = 1,
-                parallel: str = "tensor", efficiency: Efficiency = IDEAL) -> StepTime:
+                parallel: str = "tensor", link_bytes_per_s: float | None = None, efficiency: Efficiency = IDEAL,
+                check_memory: bool = True) -> StepTime:
     """The time of one decode step: one more token for each of `batch` sequences, each behind `context` tokens.
 
-    `compute_dtype` is the format of the arithmetic, 16-bit if left out. With the ideal efficiency the time is a bound.
+    `compute_dtype` is the format of the arithmetic, 16-bit if left out. `link_bytes_per_s` is what a chip sends to
+    others in a second, its own interconnect if left out: chips in several machines have less. With the ideal
+    efficiency the time is a bound. BadInputError for what does not fit into the chips' memory (unless `check_memory`
+    is False), MissingFactError for a format or an interconnect that the table does not have.
 
     >>> from llmflation.config import model_config
     >>> from llmflation.hardware import accelerator
@@ -41,56 +45,90 @@ def decode_step(cfg: ModelConfig, hw: Accelerator, batch: int = 1, context: int 
       projections 18%, attention 2%, feed-forward 74%, head 7%
     """
     work = decode_work(cfg, batch, context, weight_bits, kv_bits, head_bits)
-    return _step(cfg, hw, work, batch, compute_dtype, chips, parallel, efficiency)
+    if check_memory:
+        _check_fit(cfg, hw, batch, context + 1, weight_bits, kv_bits, head_bits, chips, parallel)
+    return _step(cfg, hw, work, batch, batch, compute_dtype, chips, parallel, link_bytes_per_s, efficiency)
 
 
 def prefill_step(cfg: ModelConfig, hw: Accelerator, batch: int = 1, tokens: int = 2048, *, weight_bits: float = 16,
                  kv_bits: float = 16, head_bits: float | None = None, compute_dtype: str | None = None, chips: int = 1,
-                 parallel: str = "tensor", efficiency: Efficiency = IDEAL, held: int = 0) -> StepTime:
-    """The time of reading `tokens` tokens of each of `batch` prompts, behind `held` that the cache has already."""
+                 parallel: str = "tensor", link_bytes_per_s: float | None = None, efficiency: Efficiency = IDEAL,
+                 held: int = 0, check_memory: bool = True) -> StepTime:
+    """The time of reading `tokens` tokens of each of `batch` prompts, behind `held` that the cache has already.
+
+    Arguments and errors are those of `decode_step`.
+
+    >>> from llmflation.config import model_config
+    >>> from llmflation.hardware import accelerator
+    >>> prefill_step(model_config("Llama-3.1-8B"), accelerator("H100 SXM5")).binds
+    'arithmetic'
+    """
     work = prefill_work(cfg, batch, tokens, weight_bits, kv_bits, head_bits, held)
-    return _step(cfg, hw, work, batch * tokens, compute_dtype, chips, parallel, efficiency)
+    if check_memory:
+        _check_fit(cfg, hw, batch, held + tokens, weight_bits, kv_bits, head_bits, chips, parallel)
+    return _step(cfg, hw, work, batch, batch * tokens, compute_dtype, chips, parallel, link_bytes_per_s, efficiency)
 
 
-def _step(cfg, hw, work: dict[str, Work], tokens: int, dtype, chips, parallel, eff: Efficiency) -> StepTime:
+def _check_fit(cfg, hw, batch, positions, weight_bits, kv_bits, head_bits, chips, parallel) -> None:
+    most = max_batch(cfg, hw, positions, weight_bits=weight_bits, kv_bits=kv_bits, head_bits=head_bits, chips=chips,
+                     parallel=parallel, usable=1.0)
+    if batch > most:
+        raise bad_input("batch", batch, f"at most {most}, which fill the memory of {chips} x {hw.name}",
+                        "Take fewer, a shorter context, fewer bits, or more chips.")
+
+
+def _step(cfg, hw, work: dict[str, Work], sequences, tokens, dtype, chips, parallel, link, eff) -> StepTime:
     _check_chips(cfg, hw, chips, parallel)
+    if not isinstance(eff, Efficiency):
+        raise bad_input("efficiency", eff, "an Efficiency", "Take IDEAL, TYPICAL, or Efficiency(compute=0.7).")
     dtype = dtype or _sixteen(hw)
     parts = {}
     for name, w in work.items():
         if w.flops or w.bytes:
-            one = Work(w.flops / chips, w.bytes * _bytes_share(cfg, name, chips, parallel))
-            parts[name] = roofline_time(one, hw, dtype, eff.of_attention if name == "attention" else eff)
-    links = _links_s(cfg, hw, tokens, chips, parallel, eff) if chips > 1 else 0.0
+            flops, moved = _shares(cfg, name, sequences, chips, parallel)
+            parts[name] = roofline_time(Work(w.flops * flops, w.bytes * moved), hw, dtype,
+                                        eff.of_attention if name == "attention" else eff)
+    links = _links_s(cfg, hw, sequences, tokens, chips, parallel, link, eff) if chips > 1 else 0.0
     return StepTime(parts, links, eff.step_s + cfg.n_layers * eff.layer_s)
 
 
-def _bytes_share(cfg, name: str, chips: int, parallel: str) -> float:
-    """The part of a part's bytes that each chip moves."""
-    if parallel == "expert" and name in ("projections", "feed-forward", "head"):
-        return 1.0  # weights that every chip has
-    return _cache_share(cfg, chips, parallel) if name == "attention" else 1 / chips
+def _shares(cfg, name: str, sequences: int, chips: int, parallel: str) -> tuple[float, float]:
+    """The parts of a part's arithmetic and of its bytes that fall to the chip with most of it."""
+    if parallel == "tensor":  # the sum that goes from layer to layer is on every chip
+        moved = {"attention": _cache_share(cfg, chips), "residual": 1.0}.get(name, 1 / chips)
+        return 1 / chips, moved
+    if name == "experts":
+        return 1 / chips, 1 / chips
+    own = _own(sequences, chips)
+    return own, 1.0 if name in ("projections", "feed-forward", "head") else own  # weights that every chip has
 
 
-def _cache_share(cfg: ModelConfig, chips: int, parallel: str) -> float:
-    """The part of the cache that each chip keeps. Tensor parallel: whole heads, so that more chips than heads hold
+def _own(sequences: int, chips: int) -> float:
+    """The part of the sequences that a chip serves by itself: its equal part, but no less than a whole one."""
+    return max(1 / chips, 1 / sequences)
+
+
+def _cache_share(cfg: ModelConfig, chips: int) -> float:
+    """The part of the cache that each chip keeps in tensor parallel: whole heads, so that more chips than heads hold
     copies; MLA's latent has no heads at all."""
-    if parallel == "expert":
-        return 1 / chips
     return 1.0 if cfg.attention == "MLA" else -(-cfg.n_kv_heads // chips) / cfg.n_kv_heads
 
 
-def _links_s(cfg, hw, tokens, chips, parallel, eff) -> float:
+def _links_s(cfg, hw, sequences, tokens, chips, parallel, link, eff) -> float:
     """Time of what chips exchange; `interconnect_bytes_per_s` adds both directions up."""
-    rate = hw.require("interconnect_bytes_per_s") / 2 * eff.link
+    if link is None:
+        link = hw.require("interconnect_bytes_per_s") / 2
+    rate = check_above("link_bytes_per_s", link) * eff.link
     token = cfg.d_model * ACTIVATION_BYTES
     if parallel == "tensor":
         return 2 * cfg.n_layers * (formulas.all_reduce_bytes(tokens * token, chips) / rate + eff.all_reduce_s)
     away = cfg.top_k * (chips - 1) / chips  # of a token's experts, on average
-    return 2 * cfg.n_moe_layers * (tokens / chips * away * token / rate + eff.all_reduce_s)
+    return 2 * cfg.n_moe_layers * (tokens * _own(sequences, chips) * away * token / rate + eff.all_reduce_s)
 
 
 def _sixteen(hw: Accelerator) -> str:
-    return next((d for d in ("bf16", "fp16") if d in hw.peak_flops), "fp32")
+    """The 16-bit format of the chip; MissingFactError where it has none."""
+    return "fp16" if "fp16" in hw.peak_flops and "bf16" not in hw.peak_flops else "bf16"
 
 
 def max_batch(cfg: ModelConfig, hw: Accelerator, context: int, *, weight_bits: float = 16, kv_bits: float = 16,
@@ -110,19 +148,20 @@ def max_batch(cfg: ModelConfig, hw: Accelerator, context: int, *, weight_bits: f
     check_share("usable", usable)
 
     def needs(n: int) -> tuple[float, float]:
-        """Bytes of the weights and of one sequence's cache on each of `n` chips."""
-        return (_weights_on_one(cfg, weight_bits, head_bits, n, parallel),
-                kv_bytes(cfg, context, kv_bits) * _cache_share(cfg, n, parallel))
+        """Bytes of the weights on each of `n` chips, and of a sequence's cache on a chip that holds a part of it."""
+        share = _cache_share(cfg, n) if parallel == "tensor" else 1.0
+        return _weights_on_one(cfg, weight_bits, head_bits, n, parallel), kv_bytes(cfg, context, kv_bits) * share
 
     def fits(n: int) -> int:
         weights, one = needs(n)
-        return int((hw.mem_bytes - weights) * usable // one) if hw.mem_bytes > weights else 0
+        on_one = int((hw.mem_bytes - weights) * usable // one) if hw.mem_bytes > weights else 0
+        return on_one * (n if parallel == "expert" else 1)
 
     if most := fits(chips):
         return most
     weights, one = needs(chips)
     short = weights + one / usable - hw.mem_bytes
-    enough = next((n for n in (chips * 2**k for k in range(1, 11)) if fits(n)), None)
+    enough = next((n for n in (chips * 2**k for k in range(1, 11)) if _can_share(cfg, n, parallel) and fits(n)), None)
     raise BadInputError(
         f"{cfg.name or 'the model'} with one sequence of {context:,} tokens does not fit: each of {chips} x {hw.name} "
         f"lacks {short / GB:.3g} GB of {hw.mem_bytes / GB:g}. "
@@ -152,35 +191,36 @@ class Throughput:
         return self.batch / self.output_tokens_per_s
 
     def __repr__(self) -> str:
-        return (f"{self.output_tokens_per_s:,.0f} output tokens/s with {self.batch} requests at once; each gets one "
-                f"every {1000 * self.tpot_s:.3g} ms.")
+        at_once = f"{self.batch} requests at once; each" if self.batch > 1 else "1 request at a time, which"
+        return (f"{self.output_tokens_per_s:,.0f} output tokens/s with {at_once} gets one every "
+                f"{1000 * self.tpot_s:.3g} ms.")
 
 
 def throughput(cfg: ModelConfig, hw: Accelerator, input_len: int, output_len: int, batch: int | None = None, *,
                weight_bits: float = 16, kv_bits: float = 16, head_bits: float | None = None,
                compute_dtype: str | None = None, chips: int = 1, parallel: str = "tensor",
-               efficiency: Efficiency = IDEAL) -> Throughput:
+               link_bytes_per_s: float | None = None, efficiency: Efficiency = IDEAL, held: int = 0) -> Throughput:
     """What comes out where every request that ends is replaced by a new one at once (in-flight batching).
 
-    `batch` requests are in hand at once; if left out, as many as fit at their full length. On average a sequence stands
-    behind its input and half of its output. BadInputError where the batch does not fit into the whole memory.
+    `batch` requests are in hand at once; if left out, as many as fit at their full length. Of each, `held` tokens are
+    in the cache from before, `input_len` are read and `output_len` are written; on average a sequence stands behind all
+    but the second half of its output. BadInputError where the batch does not fit into the whole memory.
     """
     stored = {"weight_bits": weight_bits, "kv_bits": kv_bits, "head_bits": head_bits, "chips": chips,
               "parallel": parallel}
-    check_whole("input_len", input_len)
-    check_whole("output_len", output_len)
+    input_len, output_len = check_whole("input_len", input_len), check_whole("output_len", output_len)
+    full = check_whole("held", held, least=0) + input_len + output_len
     if batch is None:
-        batch = max_batch(cfg, hw, input_len + output_len, **stored)
+        batch = max_batch(cfg, hw, full, **stored)
     else:
         check_whole("batch", batch)
-        most = max_batch(cfg, hw, input_len + output_len, usable=1.0, **stored)
-        if batch > most:
-            raise bad_input("batch", batch, f"at most {most}, which fill the memory of {chips} x {hw.name}",
-                            "Take fewer, a shorter context, fewer bits, or more chips.")
-    run = stored | {"compute_dtype": compute_dtype, "efficiency": efficiency}
-    step = decode_step(cfg, hw, batch, input_len + output_len // 2, **run)
-    several = max(1, min(batch, PROMPT_TOKENS // input_len))  # prompts are read together
-    prompt = prefill_step(cfg, hw, several, input_len, **run).time_s / several
+        _check_fit(cfg, hw, batch, full, weight_bits, kv_bits, head_bits, chips, parallel)
+    run = stored | {"compute_dtype": compute_dtype, "efficiency": efficiency, "link_bytes_per_s": link_bytes_per_s,
+                    "check_memory": False}
+    step = decode_step(cfg, hw, batch, full - output_len + output_len // 2, **run)
+    several = max(1, PROMPT_TOKENS // input_len)  # prompts are read together, with experts one on each chip at least
+    several = min(batch, max(several, chips) if parallel == "expert" else several)
+    prompt = prefill_step(cfg, hw, several, input_len, held=held, **run).time_s / several
     rate = formulas.tokens_per_s(batch, output_len, prompt, step.time_s)
     return Throughput(batch, prompt, step.time_s, rate, chips)
 
@@ -199,7 +239,13 @@ def latency_throughput(cfg: ModelConfig, hw: Accelerator, input_len: int, output
     return [throughput(cfg, hw, input_len, output_len, batch, **options) for batch in sizes]
 
 
+def _can_share(cfg: ModelConfig, chips: int, parallel: str) -> bool:
+    return parallel == "expert" or cfg.n_heads % chips == 0
+
+
 def _check_chips(cfg, hw, chips, parallel) -> None:
+    if not isinstance(cfg, ModelConfig):
+        raise bad_input("cfg", cfg, "a ModelConfig", "Take a preset: model_config('Llama-3.1-8B').")
     if not isinstance(hw, Accelerator):
         raise bad_input("hw", hw, "an Accelerator", 'Take one from the table: accelerator("H100 SXM5").')
     check_whole("chips", chips)
@@ -207,3 +253,6 @@ def _check_chips(cfg, hw, chips, parallel) -> None:
         raise bad_input("parallel", parallel, '"tensor" or "expert"')
     if parallel == "expert" and not cfg.is_moe:
         raise bad_input("parallel", parallel, f'"tensor" for {cfg.name or "a model"}, which has no experts')
+    if not _can_share(cfg, chips, parallel):
+        raise bad_input("chips", chips, f"a divisor of {cfg.n_heads}, the heads of {cfg.name or 'the model'}",
+                        "In tensor parallel each chip holds whole heads.")
