@@ -136,6 +136,77 @@ def test_words_without_a_number_at_once_mean_as_many_as_fit():
     assert c.batch == 1 and not c.fills
 
 
+@pytest.mark.parametrize(("metric", "unit"), [
+    ("time to first token", "ms"), ("prefill time", "ms"), ("decode step time", "ms"), ("inter-token latency", "ms"),
+])
+@pytest.mark.parametrize("words", ["", "not stated", "256 per replica (cap)", "16,384 tokens a GPU"])
+def test_a_time_without_a_batch_is_left_out(metric, unit, words):
+    row = GOOD | {"metric": metric, "unit": unit, "batch_or_concurrency": words}
+    assert published_cases([row]) == ([], {"gives no batch": 1})
+    assert [c.batch for c in published_cases([row | {"batch_or_concurrency": "8"}])[0]] == [8]
+    (c,), _ = published_cases([row | {"batch_or_concurrency": "as many as fit"}])
+    assert c.batch > 64 and c.fills
+    if words in ("", "not stated"):
+        (c,), _ = published_cases([row | {"scenario": "one request"}])
+        assert c.batch == 1 and not c.fills
+
+
+def test_the_speed_of_one_request_is_that_of_one_unless_the_row_says_that_others_run_beside_it():
+    speed = GOOD | {"metric": "Decode speed of one request", "unit": "tok/s", "value": "150"}
+    for words, batch in ("", 1), ("not stated", 1), ("8", 8):
+        (c,), _ = published_cases([speed | {"batch_or_concurrency": words}])
+        assert c.batch == batch and not c.fills
+    assert published_cases([speed | {"batch_or_concurrency": "64 (cap)"}]) == ([], {"gives no batch": 1})
+
+
+MOE = GOOD | {"model_key": "DeepSeek-V3", "accelerator_key": "H200 SXM", "accelerator_count": "64",
+              "batch_or_concurrency": "256"}
+
+
+@pytest.mark.parametrize(("said", "chips", "parallel"), [
+    *((said, 16, "tensor") for said in (  # without a number eight would be taken
+        "TP16", "tp 16", "TP=16", "TP-16", "tensor parallel 16", "Tensor  Parallelism 16", "tensor-parallel-size 16",
+        "tensor_parallel_size=16", "16-way TP", "16 way tensor parallelism", "16-way tensor-parallel", "TP8 PP2",
+        "TP8 x PP2", "tensor parallel 8, pipeline parallel 2", "TP16 x 4", "TP16 x 4 replicas", "TP16, disaggregated",
+        "TP16 with expert parallelism", "tensor parallel 16 with EP")),
+    *((said, 16, "expert") for said in (
+        "EP16", "ep=16", "Expert Parallel 16", "expert parallelism 16", "16-way EP", "EP16, disaggregated",
+        "EP16 + DP16", "EP16 DP16 (2 nodes a decode unit)", "EP16 x 4")),
+])
+def test_what_column_parallelism_says_is_what_is_taken(said, chips, parallel):
+    (c,), why = published_cases([MOE | {"parallelism": said}])
+    assert not why and (c.chips, c.stored["parallel"]) == (chips, parallel)
+
+
+@pytest.mark.parametrize("said", [
+    "DEP16", "TP4EP4", "TP4 EP4", "TP8 EP8 replicas", "TP8 DP8", "EP16 DP4", "EP16 TP2", "EP1 DP16", "TP8-16", "TP8.5",
+    "TP8 (2 nodes PP2)", "TP", "EP", "tensor parallel", "8 way", "8", "none", "DP8", "PP8", "4x4", "layer split",
+    "TP8 with EP8", "MTP8", "TPU 8", "TP8 and more", "-",
+])
+def test_a_parallelism_that_is_not_known_leaves_the_row_out(said):
+    found, why = published_cases([MOE | {"parallelism": said}])
+    assert not found and f"unknown parallelism {said!r}; known: TP8" in next(iter(why))
+
+
+def test_without_a_number_of_chips_the_fewest_are_taken_and_wide_ep_sets_experts_apart():
+    for said, parallel in ("", "tensor"), ("Not stated", "tensor"), ("wide EP", "expert"):
+        (c,), _ = published_cases([MOE | {"parallelism": said, "batch_or_concurrency": ""}])
+        assert (c.chips, c.stored["parallel"]) == (8, parallel)
+
+
+def test_the_projects_own_rows_are_read_as_they_say(cases):
+    """Those of MiniMax share out the experts of a tensor-parallel model: counted as tensor parallel, on purpose."""
+    rows = {row["row_id"]: row for row in facts.read("serving_benchmarks")}
+    mini = [c for c in cases if rows[c.id]["parallelism"] == "TP8 with expert parallelism"]
+    assert len(mini) == 7 and {(c.chips, c.stored["parallel"]) for c in mini} == {(8, "tensor")}
+    unread = set()
+    for said in {row["parallelism"] or "" for row in rows.values()}:
+        _, why = published_cases([MOE | {"parallelism": said, "accelerator_count": "256"}])
+        if any("unknown parallelism" in reason for reason in why):
+            unread.add(said)
+    assert unread == {"4x4", "layer split over 8 GPUs", "TP8 EP8 replicas"}
+
+
 def test_a_count_per_gpu_is_multiplied_by_the_gpus_and_no_more_chips_are_taken_than_there_are():
     wide = GOOD | {"accelerator_count": "4", "parallelism": "TP4", "batch_or_concurrency": "16 per GPU"}
     assert published_cases([wide])[0][0].batch == 64

@@ -253,7 +253,7 @@ BAD = {
     "weights-in-no-bits": (weight_bytes, {"weight_bits": 0}, "weight_bits is 0"),
     "no-tokens": (prefill_work, {"tokens": 0}, "tokens is 0"),
     "no-context": (decode_work, {"context": 0}, "context is 0"),
-    "beyond-the-context": (decode_work, {"context": 10**7}, "what this model was made for. To count beyond"),
+    "beyond-the-context": (decode_work, {"context": 10**7}, "10,000,001 tokens, and this model was made for 2,048"),
     "held-negative": (prefill_work, {"held": -1}, "held is -1"),
     "a-name-for-a-model": (kv_bytes, {"cfg": "Llama-3.1-8B"}, "model_config('Llama-3.1-8B')"),
 }

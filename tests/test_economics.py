@@ -246,3 +246,11 @@ def test_cached_tokens_lie_in_memory_and_are_looked_back_at_by_every_token_writt
     assert behind.output.usage > 3 * without.output.usage
     with pytest.raises(BadInputError, match="lacks"):
         token_costs(replace(llama, context=10**7), h100, 2.0, 1000, 200, cached=10**6)
+
+
+def test_with_experts_apart_a_cached_token_is_cheaper_than_a_fresh_one_too():
+    deepseek, h800 = model_config("DeepSeek-V3"), accelerator("H800 SXM5")
+    costs = token_costs(deepseek, h800, 2.0, 1000, 200, chips=144, parallel="expert", weight_bits=8, cached=8000)
+    assert costs.cached_input.usage < costs.input.usage / 10
+    with pytest.raises(BadInputError, match="held is 5.*`cached` here"):
+        token_costs(deepseek, h800, 2.0, 1000, 200, held=5)

@@ -104,3 +104,9 @@ def test_an_offer_is_two_lines_that_fit_a_page():
         assert len(price) <= 75 and offer.served.hw.name in price and offer.seller in price
         assert len(hour) <= 75 and offer.tier in hour and str(offer.date) in hour and "an hour each" in hour
     assert all(len(repr(offer.served)) <= 75 for offer in offers)
+
+
+@pytest.mark.parametrize("change", [{"batch": 0}, {"input_len": 900.0}, {"output_len": 0}])
+def test_serving_nobody_or_nothing_is_refused(change):
+    with pytest.raises(BadInputError, match=f"{next(iter(change))} is .*; allowed: a whole number of 1 or more"):
+        serve(model_config("Llama-3.1-8B"), accelerator("H100 SXM5"), **change)

@@ -267,7 +267,7 @@ def test_make_test_runs_every_kind_of_test():
     assert [line for line in lines if re.search(r"notebooks\.py --check$", line)]
     assert [line for line in lines if re.search(r"-m pytest .*\btests$", line)]
     (notebooks,) = [line for line in lines if re.search(r"-m pytest .*--nbval-lax .*\bchapters$", line)]
-    assert "--dist loadfile" in notebooks, "the cells of one notebook need one process"
+    assert " -n " not in notebooks, "two notebooks that measure at once disturb each other"
 
 
 def test_ci_runs_on_the_three_systems_with_the_oldest_and_the_newest_python():

@@ -5,6 +5,7 @@ import re
 from dataclasses import fields, replace
 from itertools import pairwise
 
+import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
@@ -385,12 +386,42 @@ def test_a_sequence_is_not_divided_between_chips_that_share_only_experts():
     assert times[3].time_s == pytest.approx(2 * times[2].time_s)
 
 
+def test_a_chip_reads_no_less_than_one_whole_expert():
+    deepseek, h800 = MODELS["DeepSeek-V3"], accelerator("H800 SXM5")
+    expert = 3 * deepseek.d_model * deepseek.d_expert * deepseek.n_moe_layers  # one in each layer, in 8 bits
+    part = decode_step(deepseek, h800, 1, 100, chips=144, parallel="expert", weight_bits=8).parts["experts"]
+    assert part.memory_s == pytest.approx(expert / h800.mem_bytes_per_s)
+    many = {n: max_batch(deepseek, h800, 4096, weight_bits=8, chips=n, parallel="expert") / n for n in (256, 512)}
+    assert many[256] == many[512]  # half an expert cannot be kept
+
+
+def test_numbers_of_numpy_count_as_whole_numbers():
+    few = np.int16(4000)
+    assert max_batch(LLAMA, H100, few) == max_batch(LLAMA, H100, 4000)
+    assert kv_bytes(LLAMA, np.int32(131_072)) == kv_bytes(LLAMA, 131_072)
+    assert decode_step(LLAMA, H100, np.int32(64), few) == decode_step(LLAMA, H100, 64, 4000)
+    assert prefill_step(LLAMA, H100, np.int16(10), few) == prefill_step(LLAMA, H100, 10, 4000)
+
+
+def test_a_curve_counts_what_the_cache_holds_and_takes_no_batch():
+    assert latency_throughput(LLAMA, H100, 1000, 200, held=8000)[-1].batch == max_batch(LLAMA, H100, 9200)
+    with pytest.raises(BadInputError, match="batch is 5"):
+        latency_throughput(LLAMA, H100, 1000, 200, batch=5)
+    with pytest.raises(BadInputError, match="131,140 tokens, and Llama-3.1-8B was made for 131,072"):
+        throughput(LLAMA, H100, 131_000, 140)
+
+
+def test_chips_that_are_no_power_of_two_may_be_enough():
+    with pytest.raises(BadInputError, match=r"24 chips would do"):
+        max_batch(MODELS["Mixtral-8x22B-v0.1"], MACHINES["T4"], 32_000)
+
+
 def test_chips_in_several_machines_exchange_less():
     near = decode_step(LARGE, H100, 64, 2048, chips=8)
     far = decode_step(LARGE, H100, 64, 2048, chips=8, link_bytes_per_s=45e9)
     assert far.link_s == pytest.approx(near.link_s * 450 / 45)
     with pytest.raises(BadInputError, match="link_bytes_per_s is 0"):
-        decode_step(LARGE, H100, 64, 2048, chips=8, link_bytes_per_s=0)
+        decode_step(LLAMA, H100, 64, 2048, link_bytes_per_s=0)
 
 
 # What is said.

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from llmflation.config import ModelConfig
 from llmflation.cost import formulas
-from llmflation.errors import bad_input, check_whole, is_number
+from llmflation.errors import BadInputError, bad_input, check_whole, is_number
 from llmflation.units import bytes_from_bits
 
 ACTIVATION_BYTES = 2  # of a number between two products
@@ -112,7 +112,7 @@ def kv_bytes(cfg: ModelConfig, context: int, kv_bits: float = 16) -> float:
     409600.0
     """
     _check_config(cfg)
-    check_whole("context", context, least=0)
+    context = check_whole("context", context, least=0)
     held = cfg.n_global_layers * context
     if cfg.sliding_window is not None:
         held += (cfg.n_layers - cfg.n_global_layers) * min(context, cfg.sliding_window)
@@ -142,8 +142,7 @@ def decode_work(cfg: ModelConfig, batch: int, context: int, weight_bits: float =
     >>> sum(decode_work(model_config("Llama-3.1-8B"), batch=1, context=2048).values(), Work(0, 0))
     1.608e+10 FLOP over 1.528e+10 bytes: 1.05 FLOP a byte.
     """
-    check_whole("batch", batch)
-    check_whole("context", context)
+    batch, context = check_whole("batch", batch), check_whole("context", context)
     return _work(cfg, batch, 1, context, weight_bits, kv_bits, head_bits)
 
 
@@ -157,9 +156,7 @@ def prefill_work(cfg: ModelConfig, batch: int, tokens: int, weight_bits: float =
     >>> sum(prefill_work(model_config("Llama-3.1-8B"), batch=1, tokens=2048).values(), Work(0, 0))
     2.969e+13 FLOP over 2.523e+10 bytes: 1.18e+03 FLOP a byte.
     """
-    check_whole("batch", batch)
-    check_whole("tokens", tokens)
-    check_whole("held", held, least=0)
+    batch, tokens, held = check_whole("batch", batch), check_whole("tokens", tokens), check_whole("held", held, least=0)
     return _work(cfg, batch, tokens, held, weight_bits, kv_bits, head_bits)
 
 
@@ -175,7 +172,7 @@ def prefill_flops(cfg: ModelConfig, batch: int, tokens: int) -> float:
 
 def _work(cfg, batch, new, held, weight_bits, kv_bits, head_bits) -> dict[str, Work]:
     params, tokens = count_params(cfg), batch * new
-    _check_context(cfg, held + new - 1)
+    check_context(cfg, held + new)
     width = bytes_from_bits(_check_bits("weight_bits", weight_bits))
     head_width = bytes_from_bits(_check_bits("head_bits", weight_bits if head_bits is None else head_bits))
     head, expert = cfg.vocab_size * cfg.d_model, _expert(cfg)
@@ -239,8 +236,9 @@ def _check_bits(what: str, value) -> float:
     return value
 
 
-def _check_context(cfg: ModelConfig, behind: int) -> None:
-    if cfg.context is not None and behind > cfg.context:
-        name = cfg.name or "this model"
-        raise bad_input("context", behind, f"up to {cfg.context:,} tokens, what {name} was made for",
-                        "To count beyond that all the same, pass dataclasses.replace(cfg, context=...).")
+def check_context(cfg: ModelConfig, tokens: int) -> None:
+    """BadInputError where a sequence of so many tokens is longer than the model's context."""
+    if tokens > cfg.context:
+        raise BadInputError(f"a sequence would have {tokens:,} tokens, and {cfg.name or 'this model'} was made for "
+                            f"{cfg.context:,}; shorten it, or count beyond that all the same with "
+                            "dataclasses.replace(cfg, context=...).")

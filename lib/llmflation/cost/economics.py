@@ -5,11 +5,10 @@ the machine stands idle over the tokens as well, and is what somebody has to pay
 """
 
 from dataclasses import dataclass
-from functools import partial
 
 from llmflation.config import ModelConfig
 from llmflation.cost import formulas
-from llmflation.cost.serving import prefill_step, throughput
+from llmflation.cost.serving import throughput
 from llmflation.errors import BadInputError, bad_input, check_above, check_share, check_whole, is_number
 from llmflation.hardware import Accelerator
 
@@ -107,7 +106,9 @@ def token_costs(cfg: ModelConfig, hw: Accelerator, usd_per_hour: float, input_le
     fits. Options are those of `throughput`.
     """
     check_above("usd_per_hour", usd_per_hour)
-    check_whole("cached", cached, least=0)
+    cached = check_whole("cached", cached, least=0)
+    if "held" in options:
+        raise bad_input("held", options["held"], "nothing", "What the cache holds is called `cached` here.")
     share = check_share("utilization", utilization)
     made = throughput(cfg, hw, input_len, output_len, batch, chips=chips, held=cached, **options)
     alone = throughput(cfg, hw, input_len, output_len, made.batch, chips=chips, **options) if cached else made
@@ -116,10 +117,7 @@ def token_costs(cfg: ModelConfig, hw: Accelerator, usd_per_hour: float, input_le
         usd = usd_per_hour * chips / formulas.SECONDS_PER_HOUR * seconds_per_token * 1e6
         return Cost(usd, usd / share)
 
-    behind = None
-    if cached:
-        read = partial(prefill_step, cfg, hw, 1, input_len, chips=chips, **options)
-        behind = cost((read(held=cached).time_s - read().time_s) / cached)
+    behind = cost((made.prefill_s - alone.prefill_s) / cached) if cached else None
     return TokenCosts(cost(alone.prefill_s / input_len), cost(made.step_s / made.batch), behind, made.batch)
 
 

@@ -33,6 +33,12 @@ FORMATS = {
     "fp4 experts, fp8 attention": (bits_per_value(4, 16, 8), 16, "fp4"), "int8 weights": (8, None, None),
     "int4 weights": (bits_per_value(4, 32, 16, 16), None, None),
 }
+# What column `parallelism` may say, after `_layout` has written "tensor parallel 8" and "8-way TP" as "tp8".
+WAYS = r"[ =:_-]*([0-9]{1,18})"
+STAGES = rf"(?:[ ,/x+]*pp{WAYS})?"
+LAYOUTS = re.compile(rf"(?:tp{WAYS}{STAGES}(?: with ep)?|ep{WAYS}{STAGES}(?:[ ,/+]*dp\3)?|wide ep)"
+                     r"(?: ?x ?[0-9]+(?: replicas| copies| instances)?)?(?:, disaggregated)?"
+                     r"(?: \([0-9]+ (?:nodes|instances)(?![^)]*[tepd]p)[a-z0-9 ]*\))?")
 
 
 @dataclass(frozen=True)
@@ -107,8 +113,9 @@ def case(row: Mapping, models: Mapping, chips: Mapping) -> Case:
     n_in, n_out = _length(row, "input_len"), _length(row, "output_len")
     cfg, hw = models[models.full_name(row["model_key"])], _accelerator(row, chips)
     cfg = replace(cfg, context=max(cfg.context, n_in + n_out))
-    stored, dtype = _formats(row, cfg, hw)
-    share = _chips(row, cfg, hw, n_in + n_out, stored)
+    stated_chips, apart = _layout(row)
+    stored, dtype = _formats(row, cfg, hw, apart)
+    share = _chips(row, stated_chips, cfg, hw, n_in + n_out, stored)
     stated = _batch(row, share)
     batch = stated or min(MOST, max_batch(cfg, hw, n_in + n_out, chips=share, **stored))
     _check_fits(cfg, hw, batch, n_in + n_out // 2 + 1, share, stored)
@@ -181,15 +188,33 @@ def _accelerator(row, chips: Mapping) -> Accelerator:
                    peak_flops={dtype: rate / 2 for dtype, rate in hw.peak_flops.items()})
 
 
-def _formats(row, cfg: ModelConfig, hw: Accelerator) -> tuple[dict, str | None]:
+def _layout(row) -> tuple[int | None, bool]:
+    """How many chips share one copy, None where the row does not say, and whether experts are apart from each other.
+
+    "TP8 with expert parallelism" counts as tensor parallel, on purpose: attention is, though the experts are shared
+    out, and where they are apart here each chip attends to its own requests. Two numbers ("TP4EP4") may mean either.
+    """
+    text = " ".join(_words(row, "parallelism").split())
+    if text in ("", "not stated"):
+        return None, False
+    short = re.sub(r"\b([tep])(?:ensor|xpert|ipeline)[ _-]parallel(?:ism)?(?:[ _-]size)?\b", r"\1p", text)
+    short = re.sub(r"\b([0-9]{1,18})[ -]way[ -]([tep]p)\b", r"\2\1", short)
+    found = LAYOUTS.fullmatch(short)
+    if not found:
+        raise BadInputError(f"unknown parallelism {row['parallelism']!r}; known: TP8, EP16, TP2 PP2, TP1 x 8, "
+                            "TP8 with expert parallelism, wide EP")
+    ways, stages = found[1] or found[3], found[2] or found[4]
+    return int(ways) * int(stages or 1) if ways else None, not short.startswith("tp")
+
+
+def _formats(row, cfg: ModelConfig, hw: Accelerator, apart: bool) -> tuple[dict, str | None]:
     """How weights and cache are held and shared out, and the format of the arithmetic."""
     words = _words(row, "precision").split(" + ")[0].split(" (")[0].strip()
     if words not in FORMATS:
         raise BadInputError(f"unknown precision {row['precision']!r}; known: {', '.join(FORMATS)}")
     weight_bits, head_bits, dtype = FORMATS[words]
     dtype = dtype if dtype in hw.peak_flops else None  # without it, weights are widened and multiplied in 16 bits
-    apart = cfg.is_moe and (re.search(r"\bep\d*\b", _words(row, "parallelism"))
-                            or "data-parallel attention" in (row.get("note") or ""))
+    apart = cfg.is_moe and (apart or "data-parallel attention" in (row.get("note") or ""))
     return {"weight_bits": weight_bits, "head_bits": head_bits, "kv_bits": _kv_bits(row, weight_bits, dtype),
             "parallel": "expert" if apart else "tensor"}, dtype
 
@@ -210,7 +235,7 @@ def _batch(row, share: int) -> int | None:
     without a number are no such statement."""
     text = _words(row, "batch_or_concurrency")
     if not re.search("[0-9]", text) or re.search(r"\b(cap|tokens)\b", text):
-        return 1 if not text and _words(row, "scenario") == "one request" else None
+        return _unstated(row, text)
     found = re.fullmatch(r"([0-9]{1,3}(?:,[0-9]{3}){1,5}|[0-9]{1,18})(?:\.0+)?(?: ([^0-9]*))?", text)
     stated = int(found[1].replace(",", "")) if found else 0
     if stated < 1:
@@ -223,20 +248,31 @@ def _batch(row, share: int) -> int | None:
     return stated * share
 
 
-def _chips(row, cfg, hw, context: int, stored: dict) -> int:
-    """How many share one copy: as the row says; else the fewest, in doublings, that hold eight requests.
+def _unstated(row, text: str) -> int | None:
+    """The requests at once where the cell holds no number of them: 1 for what is of one request, None for as many as
+    fit. BadInputError for a time, and for one request's speed among others: both depend on how many there are."""
+    metric = _words(row, "metric")
+    of_one = metric.endswith("of one request")
+    if text in ("", "not stated") and (of_one or _words(row, "scenario") == "one request"):
+        return 1
+    if (of_one or METRICS[metric] == "ms") and not text.startswith("as many as fit"):
+        raise BadInputError("gives no batch")
+    return None
+
+
+def _chips(row, stated: int | None, cfg, hw, context: int, stored: dict) -> int:
+    """How many share one copy: the stated ones; else the fewest, in doublings, that hold eight requests.
 
     There is one where `accelerator_count` is empty or missing."""
     counted = row.get("accelerator_count") not in (None, "")
     there = _number(row, "accelerator_count") if counted else 1
     if there != int(there):
         raise BadInputError(f"accelerator_count {row['accelerator_count']!r} is no whole number")
-    if found := re.match(r"(?:tp|ep)[ =]?(\d{1,18})(?:[ ,/x+]*pp[ =]?(\d{1,18}))?", _words(row, "parallelism")):
-        share = int(found[1]) * int(found[2] or 1)
-        if counted and share > there:
+    if stated is not None:
+        if counted and stated > there:
             raise BadInputError(f"parallelism {row['parallelism']!r} shares out to more than the {int(there)} of "
                                 "accelerator_count")
-        return share
+        return stated
     chips = 1
     while 2 * chips <= min(there, 8):
         try:

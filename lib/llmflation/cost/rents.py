@@ -98,13 +98,15 @@ def serve(cfg: ModelConfig, hw: Accelerator, input_len: int = 900, output_len: i
     """
     check_whole("most_chips", most_chips)
     hw.peak("fp16")
-    wanted, context = batch or 1, input_len + output_len
+    wanted = 1 if batch is None else check_whole("batch", batch)
+    context = check_whole("input_len", input_len) + check_whole("output_len", output_len)
     chips = next((n for n in range(1, most_chips) if wanted <= _fits(cfg, hw, context, n)), most_chips)
     most = max_batch(cfg, hw, context, chips=chips)
     if wanted > most:
         raise BadInputError(f"{batch} requests do not fit on {chips} x {hw.name}, at most {most} do. Take fewer of "
                             "them, or more chips.")
-    made = throughput(cfg, hw, input_len, output_len, batch or most, chips=chips, efficiency=efficiency)
+    made = throughput(cfg, hw, input_len, output_len, most if batch is None else batch, chips=chips,
+                      efficiency=efficiency)
     return Served(hw, chips, made.batch, made.output_tokens_per_s * (input_len + output_len) / output_len)
 
 

@@ -13,6 +13,7 @@ from llmflation.cost import formulas
 from llmflation.cost.counts import (
     ACTIVATION_BYTES,
     Work,
+    check_context,
     decode_work,
     kv_bytes,
     prefill_work,
@@ -44,6 +45,7 @@ def decode_step(cfg: ModelConfig, hw: Accelerator, batch: int = 1, context: int 
     4.56 ms, set by memory:
       projections 18%, attention 2%, feed-forward 74%, head 7%
     """
+    batch, context = check_whole("batch", batch), check_whole("context", context)
     work = decode_work(cfg, batch, context, weight_bits, kv_bits, head_bits)
     if check_memory:
         _check_fit(cfg, hw, batch, context + 1, weight_bits, kv_bits, head_bits, chips, parallel)
@@ -63,6 +65,7 @@ def prefill_step(cfg: ModelConfig, hw: Accelerator, batch: int = 1, tokens: int 
     >>> prefill_step(model_config("Llama-3.1-8B"), accelerator("H100 SXM5")).binds
     'arithmetic'
     """
+    batch, tokens, held = check_whole("batch", batch), check_whole("tokens", tokens), check_whole("held", held, least=0)
     work = prefill_work(cfg, batch, tokens, weight_bits, kv_bits, head_bits, held)
     if check_memory:
         _check_fit(cfg, hw, batch, held + tokens, weight_bits, kv_bits, head_bits, chips, parallel)
@@ -82,29 +85,33 @@ def _step(cfg, hw, work: dict[str, Work], sequences, tokens, dtype, chips, paral
     if not isinstance(eff, Efficiency):
         raise bad_input("efficiency", eff, "an Efficiency", "Take IDEAL, TYPICAL, or Efficiency(compute=0.7).")
     dtype = dtype or _sixteen(hw)
+    if link is not None:
+        check_above("link_bytes_per_s", link)
     parts = {}
     for name, w in work.items():
         if w.flops or w.bytes:
-            flops, moved = _shares(cfg, name, sequences, chips, parallel)
+            flops, moved = _shares(cfg, name, sequences, tokens, chips, parallel)
             parts[name] = roofline_time(Work(w.flops * flops, w.bytes * moved), hw, dtype,
                                         eff.of_attention if name == "attention" else eff)
     links = _links_s(cfg, hw, sequences, tokens, chips, parallel, link, eff) if chips > 1 else 0.0
     return StepTime(parts, links, eff.step_s + cfg.n_layers * eff.layer_s)
 
 
-def _shares(cfg, name: str, sequences: int, chips: int, parallel: str) -> tuple[float, float]:
-    """The parts of a part's arithmetic and of its bytes that fall to the chip with most of it."""
+def _shares(cfg, name: str, sequences: int, tokens: int, chips: int, parallel: str) -> tuple[float, float]:
+    """The parts of a part's arithmetic and of its bytes that fall to each chip: equal parts, but no less than a whole
+    sequence, or expert."""
     if parallel == "tensor":  # the sum that goes from layer to layer is on every chip
         moved = {"attention": _cache_share(cfg, chips), "residual": 1.0}.get(name, 1 / chips)
         return 1 / chips, moved
     if name == "experts":
-        return 1 / chips, 1 / chips
+        touched = formulas.experts_touched(cfg.n_experts, cfg.top_k, tokens)
+        return max(1 / chips, 1 / (tokens * cfg.top_k)), max(1 / chips, 1 / touched)
     own = _own(sequences, chips)
     return own, 1.0 if name in ("projections", "feed-forward", "head") else own  # weights that every chip has
 
 
 def _own(sequences: int, chips: int) -> float:
-    """The part of the sequences that a chip serves by itself: its equal part, but no less than a whole one."""
+    """The part of the sequences that a chip serves by itself: on average, but no less than a whole one."""
     return max(1 / chips, 1 / sequences)
 
 
@@ -118,7 +125,7 @@ def _links_s(cfg, hw, sequences, tokens, chips, parallel, link, eff) -> float:
     """Time of what chips exchange; `interconnect_bytes_per_s` adds both directions up."""
     if link is None:
         link = hw.require("interconnect_bytes_per_s") / 2
-    rate = check_above("link_bytes_per_s", link) * eff.link
+    rate = link * eff.link
     token = cfg.d_model * ACTIVATION_BYTES
     if parallel == "tensor":
         return 2 * cfg.n_layers * (formulas.all_reduce_bytes(tokens * token, chips) / rate + eff.all_reduce_s)
@@ -144,7 +151,7 @@ def max_batch(cfg: ModelConfig, hw: Accelerator, context: int, *, weight_bits: f
     214
     """
     _check_chips(cfg, hw, chips, parallel)
-    check_whole("context", context)
+    check_context(cfg, context := check_whole("context", context))
     check_share("usable", usable)
 
     def needs(n: int) -> tuple[float, float]:
@@ -161,7 +168,7 @@ def max_batch(cfg: ModelConfig, hw: Accelerator, context: int, *, weight_bits: f
         return most
     weights, one = needs(chips)
     short = weights + one / usable - hw.mem_bytes
-    enough = next((n for n in (chips * 2**k for k in range(1, 11)) if _can_share(cfg, n, parallel) and fits(n)), None)
+    enough = next((n for n in range(chips + 1, 1025) if _can_share(cfg, n, parallel) and fits(n)), None)
     raise BadInputError(
         f"{cfg.name or 'the model'} with one sequence of {context:,} tokens does not fit: each of {chips} x {hw.name} "
         f"lacks {short / GB:.3g} GB of {hw.mem_bytes / GB:g}. "
@@ -171,8 +178,10 @@ def max_batch(cfg: ModelConfig, hw: Accelerator, context: int, *, weight_bits: f
 
 def _weights_on_one(cfg, weight_bits, head_bits, chips, parallel) -> float:
     total = weight_bytes(cfg, weight_bits, head_bits)
-    shared = bytes_from_bits(routed_params(cfg) * weight_bits) if parallel == "expert" else total
-    return total - shared + shared / chips
+    if parallel == "tensor":
+        return total / chips
+    experts = bytes_from_bits(routed_params(cfg) * weight_bits)
+    return total - experts + experts * -(-cfg.n_experts // chips) / cfg.n_experts  # whole experts
 
 
 @dataclass(frozen=True, repr=False)
@@ -213,7 +222,7 @@ def throughput(cfg: ModelConfig, hw: Accelerator, input_len: int, output_len: in
     if batch is None:
         batch = max_batch(cfg, hw, full, **stored)
     else:
-        check_whole("batch", batch)
+        batch = check_whole("batch", batch)
         _check_fit(cfg, hw, batch, full, weight_bits, kv_bits, head_bits, chips, parallel)
     run = stored | {"compute_dtype": compute_dtype, "efficiency": efficiency, "link_bytes_per_s": link_bytes_per_s,
                     "check_memory": False}
@@ -230,11 +239,13 @@ PROMPT_TOKENS = 8192  # of the prompts that are read in one call
 
 def latency_throughput(cfg: ModelConfig, hw: Accelerator, input_len: int, output_len: int,
                        **options) -> list[Throughput]:
-    """The curve from one request at a time to as many as fit, in doublings."""
+    """The curve from one request at a time to as many as fit, in doublings. Options are those of `throughput`."""
     stored = {k: v for k, v in options.items() if k in ("weight_bits", "kv_bits", "head_bits", "chips", "parallel")}
-    check_whole("input_len", input_len)
-    check_whole("output_len", output_len)
-    most = max_batch(cfg, hw, input_len + output_len, **stored)
+    if "batch" in options:
+        raise bad_input("batch", options["batch"], "nothing: the curve goes through all", "Use throughput for one.")
+    input_len, output_len = check_whole("input_len", input_len), check_whole("output_len", output_len)
+    full = check_whole("held", options.get("held", 0), least=0) + input_len + output_len
+    most = max_batch(cfg, hw, full, **stored)
     sizes = [2**k for k in range(most.bit_length()) if 2**k < most] + [most]
     return [throughput(cfg, hw, input_len, output_len, batch, **options) for batch in sizes]
 
