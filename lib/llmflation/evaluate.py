@@ -106,7 +106,7 @@ def accuracy(model: Transformer, domains: str | Iterable[str] | None = None, spl
     not read the toy's bytes. A small domain repeats problems: the interval is about all that it can draw.
 
     >>> accuracy(load_toy(), "sums").mean  # doctest: +SKIP
-    0.91
+    0.888
     """
     _check_toy(model)
     names = list(DOMAINS) if domains is None else [domains] if isinstance(domains, str) else list(domains)
