@@ -51,10 +51,16 @@ def test_a_step_reads_each_domain_as_often_and_weighs_each_document_alike(step):
 
 
 def test_answers_are_where_they_are_marked():
-    for b in batches(Recipe(), 1000):
-        for targets, marked in zip(b.targets, b.in_answer, strict=True):
-            answers = decode(targets[marked].tolist())
-            assert answers.endswith("\n") and "=" not in answers and "|" not in answers
+    recipe, step = Recipe(), 1000
+    known = {}
+    for number in range(step * recipe.documents, (step + 1) * recipe.documents):
+        for room in (256, 512, 1024, 2048):
+            d = training.training_document(recipe.seed, number, recipe.difficulty(step), room)
+            known[d.text] = "".join(d.text[start:end] for start, end in d.answer_spans)
+    found = {decode(targets.tolist()): decode(targets[marked].tolist())
+             for b in batches(recipe, step) for targets, marked in zip(b.targets, b.in_answer, strict=True)}
+    assert len(found) == recipe.documents
+    assert found == {text: known[text] for text in found}
 
 
 def test_look_up_grows_to_the_full_context_and_the_others_stay_short():
