@@ -148,6 +148,15 @@ def test_a_cache_grows_with_every_token_but_not_behind_a_window(name, context, b
     assert kv_bytes(cfg, 0, bits) == 0
 
 
+def test_a_sequence_may_fill_the_context_and_not_a_token_more():
+    full = TOY.context
+    assert prefill_work(TOY, 1, full) and prefill_work(TOY, 1, 1, held=full - 1) and decode_work(TOY, 1, full - 1)
+    for call in (lambda: prefill_work(TOY, 1, full + 1), lambda: prefill_work(TOY, 1, 1, held=full),
+                 lambda: decode_work(TOY, 1, full)):
+        with pytest.raises(BadInputError, match="2,049 tokens"):
+            call()
+
+
 def test_a_model_that_sees_only_a_window_holds_no_more_than_it():
     mistral = MODELS["Mistral-7B-v0.1"]
     assert kv_bytes(mistral, 100_000) == kv_bytes(mistral, 4096) == 4096 * 131_072

@@ -120,6 +120,17 @@ def test_a_weight_is_packed_once(monkeypatch):
 
 
 @needs_packed
+def test_a_large_batch_goes_through_packed_weights_in_parts(monkeypatch):
+    set_linear_path("packed")
+    made, parts, product = layer(), [], torch.ops.mkldnn._linear_pointwise
+    check(made)  # packs, and tries the path
+    monkeypatch.setattr(torch.ops.mkldnn, "_linear_pointwise",
+                        lambda x, *rest: parts.append(x.numel() // x.shape[-1]) or product(x, *rest))
+    check(made, linear.MOST)
+    assert parts == [linear.FEW] * (linear.MOST // linear.FEW) and len(parts) > 1
+
+
+@needs_packed
 def test_a_copy_has_its_own_weights():
     set_linear_path("packed")
     made = layer()

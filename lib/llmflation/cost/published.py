@@ -13,7 +13,7 @@ from llmflation import facts
 from llmflation.config import ModelConfig, load_models
 from llmflation.cost.formulas import bits_per_value, fixed_batch_tokens_per_s, tokens_per_s
 from llmflation.cost.roofline import TYPICAL, Efficiency
-from llmflation.cost.serving import PROMPT_TOKENS, decode_step, max_batch, prefill_step
+from llmflation.cost.serving import decode_step, max_batch, prefill_step, prompts_at_once
 from llmflation.errors import BadInputError, LLMflationError, is_number
 from llmflation.hardware import Accelerator, load_hardware
 
@@ -77,11 +77,10 @@ class Case:
 
     @property
     def prompts(self) -> int:
-        """How many prompts are read in one call: one for each chip at least where each reads its own."""
+        """How many prompts are read in one call."""
         if self.scenario == "static batch" or self.metric in ("time to first token", "prefill time"):
             return self.batch
-        least = self.chips if self.stored["parallel"] == "expert" else 1
-        return min(self.batch, max(least, PROMPT_TOKENS // self.n_in))
+        return prompts_at_once(self.batch, self.n_in, self.chips, self.stored["parallel"])
 
     def in_its_unit(self, prefill_s: float, step_s: float) -> float:
         """The row's metric, from the time of reading `prompts` prompts and of one decode step of the batch."""

@@ -227,14 +227,24 @@ def throughput(cfg: ModelConfig, hw: Accelerator, input_len: int, output_len: in
     run = stored | {"compute_dtype": compute_dtype, "efficiency": efficiency, "link_bytes_per_s": link_bytes_per_s,
                     "check_memory": False}
     step = decode_step(cfg, hw, batch, full - output_len + output_len // 2, **run)
-    several = max(1, PROMPT_TOKENS // input_len)  # prompts are read together, with experts one on each chip at least
-    several = min(batch, max(several, chips) if parallel == "expert" else several)
+    several = prompts_at_once(batch, input_len, chips, parallel)
     prompt = prefill_step(cfg, hw, several, input_len, held=held, **run).time_s / several
     rate = formulas.tokens_per_s(batch, output_len, prompt, step.time_s)
     return Throughput(batch, prompt, step.time_s, rate, chips)
 
 
 PROMPT_TOKENS = 8192  # of the prompts that are read in one call
+
+
+def prompts_at_once(batch: int, input_len: int, chips: int = 1, parallel: str = "tensor") -> int:
+    """How many prompts of `input_len` tokens are read in one call: PROMPT_TOKENS in all, but no fewer than one, and
+    where each chip reads its own no fewer than one on each.
+
+    >>> prompts_at_once(100, 1000), prompts_at_once(100, 1000, chips=16, parallel="expert")
+    (8, 16)
+    """
+    least = chips if parallel == "expert" else 1
+    return min(batch, max(least, PROMPT_TOKENS // input_len))
 
 
 def latency_throughput(cfg: ModelConfig, hw: Accelerator, input_len: int, output_len: int,
