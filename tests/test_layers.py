@@ -24,9 +24,10 @@ COST = [
     "cost.ledger",
     "cost.market",
 ]
-MACHINE = ["linear", "layers", "moe", "model", "kvcache", "quant", "sampling", "checkpoint", "gguf_file", "pretrained"]
+CACHES = ["kvcache", "paged", "prefix", "window", "latent"]
+MACHINE = ["linear", "layers", "moe", "model", *CACHES, "quant", "sampling", "checkpoint", "gguf_file", "pretrained"]
 RUNNING = ["scheduler", "engine", "speculative"]
-TOY = ["corpus", "train", "evaluate"]
+TOY = ["corpus", "muon", "train", "evaluate"]
 EDGES = ["probe", "calibrate", "predictions", "claims", "viz", "thousandfold", "grade"]
 
 # Module -> what it may import of the library. Modules that are not written yet have their place already.
@@ -55,7 +56,11 @@ TABLE = (
         "layers": [*FACTS, "quant", "linear"],
         "moe": [*FACTS, "quant", "linear", "layers"],
         "model": [*FACTS, "quant", "linear", "layers", "moe"],
-        "kvcache": [*FACTS, "blocks", "quant"],
+        "kvcache": [*FACTS, "blocks", "quant", "linear", "layers"],
+        "paged": [*FACTS, "blocks", "quant", "linear", "layers", "kvcache"],
+        "prefix": [*FACTS, "blocks", "quant", "linear", "layers", "kvcache", "paged"],
+        "window": [*FACTS, "quant", "linear", "layers", "kvcache"],
+        "latent": [*FACTS, "quant", "linear", "layers", "kvcache"],
         "sampling": FACTS,
         "checkpoint": [*FACTS, "quant"],
         "gguf_file": [*FACTS, "quant"],
@@ -64,7 +69,8 @@ TABLE = (
         "engine": [*FACTS, "blocks", "scheduler", *MACHINE],
         "speculative": [*FACTS, "blocks", *MACHINE],
         "corpus": FACTS,
-        "train": [*FACTS, *MACHINE, "corpus", "evaluate"],
+        "muon": FACTS,
+        "train": [*FACTS, *MACHINE, "corpus", "muon", "evaluate"],
         "evaluate": [*FACTS, *MACHINE, "corpus"],
     }
     | {name: [*FACTS, *COST, "blocks", *MACHINE, *RUNNING, *TOY, *EDGES] for name in EDGES}

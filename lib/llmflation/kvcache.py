@@ -1,7 +1,7 @@
 """Where a model keeps the keys and values of the tokens that it has read, so that it reads each only once.
 
-A cache offers `lengths`, `reserve`, `append`, `advance`, `truncate`, `fork` and `free`; how it stores is its own
-affair. A call of the model is one `reserve`, an `append` for each layer, one `advance`.
+`KVCache` is what the model asks of any cache; how it stores is its own affair. A call of the model is one `reserve`,
+an `attend` for each layer, one `advance`.
 Letters as in `layers`: B sequences, T new tokens, S positions, K key-value heads, D width of a head.
 """
 
@@ -10,9 +10,44 @@ from torch import Tensor
 
 from .config import ModelConfig
 from .errors import BadInputError, bad_input
+from .layers import attend
 
 
-class ContiguousKVCache:
+class KVCache:
+    """What every cache offers. `lengths` (B,) counts the tokens that it holds of each sequence."""
+
+    lengths: Tensor
+
+    def reserve(self, n_new: Tensor) -> None:
+        """Make out where the `n_new` (B,) tokens of this call go; refuse what would not fit, and change nothing then."""
+        raise NotImplementedError
+
+    def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Store this call's keys and values (B, K, T, D) of one layer; return those of all positions, (B, K, S, D)."""
+        raise NotImplementedError
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        """Store this call's keys and values of one layer, then let its queries (B, H, T, D) look at all of them."""
+        return attend(q, *self.append(layer, k, v), mask)
+
+    def advance(self, n_new: Tensor) -> None:
+        """Count the tokens that every layer has now stored."""
+        self.lengths = self.lengths + n_new  # not in place: it may have been made under inference_mode
+
+    def truncate(self, lengths: Tensor) -> None:
+        """Forget the last tokens: keep `lengths` (B,) of each sequence."""
+        raise NotImplementedError
+
+    def fork(self, rows: list[int]) -> "KVCache":
+        """A cache whose sequences go on from these rows, each for itself; a row may be named more than once."""
+        raise NotImplementedError
+
+    def free(self) -> None:
+        """Forget everything; the memory stays for the next sequences."""
+        raise NotImplementedError
+
+
+class ContiguousKVCache(KVCache):
     """One block of memory for each layer, made in advance for `capacity` tokens of each of `batch` sequences."""
 
     def __init__(self, cfg: ModelConfig, batch: int, capacity: int | None = None, dtype=torch.float32):
@@ -53,12 +88,7 @@ class ContiguousKVCache:
         keys[self._stored], values[self._stored] = k[self._taken], v[self._taken]
         return keys[:, :, : self._end], values[:, :, : self._end]
 
-    def advance(self, n_new: Tensor) -> None:
-        """Count the tokens that every layer has now stored."""
-        self.lengths = self.lengths + n_new  # not in place: it may have been made under inference_mode
-
     def truncate(self, lengths: Tensor) -> None:
-        """Forget the last tokens: keep `lengths` (B,) of each sequence."""
         if lengths.shape != self.lengths.shape or bool((lengths < 0).any() | (lengths > self.lengths).any()):
             raise BadInputError(f"lengths {lengths.tolist()} must lie between 0 and what is held, "
                                 f"{self.lengths.tolist()}, one for each sequence.")
@@ -75,5 +105,4 @@ class ContiguousKVCache:
         return twin
 
     def free(self) -> None:
-        """Forget everything; the memory stays for the next sequences."""
         self.lengths = torch.zeros_like(self.lengths)

@@ -66,16 +66,16 @@ class Attention(nn.Module):
         self.qkv = Linear(cfg.d_model, heads * cfg.head_dim)  # one product instead of three
         self.out = Linear(cfg.n_heads * cfg.head_dim, cfg.d_model)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, append, last=None) -> Tensor:
-        """x (B, T, C); mask as in `attend`; `append` takes this call's keys and values (B, K, T, D) to the cache and
-        returns all of them (B, K, S, D). With `last`, (rows, places), only those tokens ask, (B, 1, C)."""
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, look=attend, last=None) -> Tensor:
+        """x (B, T, C); mask as in `attend`. `look` is `attend`, or a cache's way to do it, which first stores this
+        call's keys and values. With `last`, (rows, places), only those tokens ask, (B, 1, C)."""
         B, T, _ = x.shape
         heads = self.qkv(x).view(B, T, -1, self.head_dim).transpose(1, 2)  # (B, H + 2K, T, D)
         qk, v = heads.split((self.n_heads + self.n_kv_heads, self.n_kv_heads), dim=1)
         q, k = rotate(qk, cos, sin).split((self.n_heads, self.n_kv_heads), dim=1)
         if last is not None:
             q = q.transpose(1, 2)[last].unsqueeze(2)
-        y = attend(q, *append(k, v), mask)  # (B, H, T, D)
+        y = look(q, k, v, mask)  # (B, H, T, D)
         return self.out(y.transpose(1, 2).flatten(2))
 
 
@@ -100,8 +100,8 @@ class Block(nn.Module):
         self.attention_norm, self.attention = RMSNorm(cfg.d_model, cfg.norm_eps), Attention(cfg)
         self.feed_forward_norm, self.feed_forward = RMSNorm(cfg.d_model, cfg.norm_eps), SwiGLU(cfg)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, append, last=None) -> Tensor:
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, look=attend, last=None) -> Tensor:
         """x (B, T, C) to the same, or with `last` to what becomes of those tokens alone, (B, 1, C)."""
-        gathered = self.attention(self.attention_norm(x), cos, sin, mask, append, last)
+        gathered = self.attention(self.attention_norm(x), cos, sin, mask, look, last)
         x = (x if last is None else x[last].unsqueeze(1)) + gathered
         return x + self.feed_forward(self.feed_forward_norm(x))

@@ -1,6 +1,7 @@
 """A language model of the Llama family, small enough to read: embedding, layers, head; and how it writes."""
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from operator import add
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 
 from .config import ModelConfig
 from .errors import BadInputError, bad_input
-from .layers import Block, RMSNorm, rope_table
+from .layers import Block, RMSNorm, attend, rope_table
 from .linear import Linear
 
 
@@ -66,13 +67,12 @@ class Transformer(nn.Module):
         cos, sin = (table[positions].unsqueeze(1).to(x.dtype) for table in (self.cos, self.sin))  # (B, 1, T, D)
         last = (torch.arange(B), (n_new - 1).clamp(min=0)) if last_only and T > 1 else None
         for layer, block in enumerate(self.blocks):
-            def append(k, v, layer=layer):
-                return (k, v) if cache is None else cache.append(layer, k, v)
+            look = attend if cache is None else partial(cache.attend, layer)
             if last is not None and layer == len(self.blocks) - 1:  # no later layer asks what the others found
                 mask = _seen(positions[last][:, None], held + n_new)
-                x = block(x, cos, sin, mask, append, last)
+                x = block(x, cos, sin, mask, look, last)
             else:
-                x = block(x, cos, sin, mask, append)
+                x = block(x, cos, sin, mask, look)
         if cache is not None:
             cache.advance(n_new)
         return self.head(self.norm(x))

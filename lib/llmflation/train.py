@@ -31,6 +31,7 @@ from .corpus import BOS, CONTEXT, DOMAINS, PAD, VOCAB_SIZE, encode, training_doc
 from .errors import BadInputError, DataError, LLMflationError, bad_input
 from .evaluate import PROBLEMS, scores_of
 from .model import Transformer
+from .muon import Muon, fast_format
 
 TOY = ModelConfig(4, 512, 8, 2, 1536, VOCAB_SIZE, context=CONTEXT, tied_embeddings=True, name="toy")
 QUARTER = ModelConfig(4, 256, 4, 1, 768, VOCAB_SIZE, context=CONTEXT, tied_embeddings=True, name="quarter")
@@ -122,11 +123,12 @@ class Run:
 
     def __init__(self, recipe: Recipe):
         self.recipe, self.step, self.tokens, self.seconds = recipe, 0, 0, 0.0
+        self.format = fast_format()  # of the products; the weights are float32
         self.model = Transformer(recipe.cfg, seed=recipe.seed)
         self.weights = dict(self.model.named_parameters())
         matrices = [p for name, p in self.weights.items() if p.ndim == 2 and name.startswith("blocks.")]
         others = [p for name, p in self.weights.items() if p.ndim != 2 or not name.startswith("blocks.")]
-        self.optimizers = (torch.optim.Muon(matrices, lr=recipe.matrix_step),
+        self.optimizers = (Muon(matrices, recipe.matrix_step),
                            torch.optim.AdamW(others, lr=recipe.other_step, betas=(0.9, 0.98), weight_decay=0.0))
         self.curve: list[str] = []
 
@@ -134,7 +136,7 @@ class Run:
         """One step: read its documents, move the weights; its loss, and bits per byte in answers and outside."""
         sums = {"loss": 0.0, "answer": 0.0, "answers": 0, "rest": 0.0, "rests": 0}
         for batch in batches(self.recipe, self.step):
-            with torch.autocast("cpu", torch.bfloat16):
+            with torch.autocast("cpu", torch.bfloat16, enabled=self.format == torch.bfloat16):
                 logits = self.model(batch.inputs)
             nats = F.cross_entropy(logits.float().flatten(0, 1), batch.targets.flatten(), reduction="none")
             nats = nats.view_as(batch.weights)
@@ -243,6 +245,7 @@ def _finish(run: Run, folder: Path) -> None:
     trained = Transformer.of(*load_checkpoint(folder))
     facts = {"recipe": json.loads(identity(run.recipe)), "tokens": run.tokens, "minutes": round(run.seconds / 60, 1),
              "torch": torch.__version__, "threads": torch.get_num_threads(), "machine": _machine(),
+             "products_in": str(run.format).removeprefix("torch."),
              "scores": judged(trained.float()) if cfg.context >= CONTEXT else None}
     write_text(folder / "training.json", json.dumps(facts, indent=1) + "\n")
 
