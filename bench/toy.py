@@ -118,7 +118,7 @@ def useful_share(model: Transformer, rounds: int, context: int = 256) -> list[Ro
 
 
 def train_mfu(rounds: int, recipe: Recipe | None = None, steps: int = 2) -> list[Row | str]:
-    """The FLOP/s of training at full difficulty over those of the fastest square product in bfloat16."""
+    """The FLOP/s of training at full difficulty over those of the fastest square product in the same format."""
     recipe = recipe or Recipe()
     run, start = Run(recipe), round(recipe.rising * recipe.steps)
     lengths = [int(n) for step in range(start, start + steps) for batch in batches(recipe, step)
@@ -129,8 +129,8 @@ def train_mfu(rounds: int, recipe: Recipe | None = None, steps: int = 2) -> list
         for _ in range(steps):
             run.advance()
 
-    size, calls = fastest_square()
-    a, b = torch.randn(2, size, size).bfloat16()
+    size, calls = fastest_square(run.format)
+    a, b = torch.randn(2, size, size, dtype=run.format)
 
     def multiply():
         for _ in range(calls):
@@ -141,7 +141,7 @@ def train_mfu(rounds: int, recipe: Recipe | None = None, steps: int = 2) -> list
     row = side_by_side("train-mfu", multiply, advance, 0.35, rounds=rounds, factor=factor, unit="share")
     advance_s = time_fn(advance, repeat=1, warmup=0).median_s
     return [row, f"train-mfu: {work / advance_s / 1e12:.3f} TFLOP/s and {sum(lengths) / advance_s:,.0f} tokens/s in "
-            f"training, padding not counted; the peak is that of products of {size} x {size} in bfloat16."]
+            f"training, padding not counted; the peak is that of products of {size} x {size} in {run.format}."]
 
 
 def train_flops(cfg: ModelConfig, params: int, lengths: list[int]) -> float:
@@ -154,11 +154,11 @@ def train_flops(cfg: ModelConfig, params: int, lengths: list[int]) -> float:
     return 6.0 * params * sum(lengths) + 6.0 * cfg.n_layers * cfg.n_heads * cfg.head_dim * pairs
 
 
-def fastest_square(sizes=(1024, 2048, 4096), least_s: float = 0.3) -> tuple[int, int]:
-    """The width of square matrices that multiply at most FLOP/s in bfloat16, and how often for `least_s` seconds."""
+def fastest_square(dtype: torch.dtype, sizes=(1024, 2048, 4096), least_s: float = 0.3) -> tuple[int, int]:
+    """The width of square matrices that multiply at most FLOP/s in this format, and how often for `least_s` seconds."""
     times = {}
     for size in sizes:
-        a, b = torch.randn(2, size, size).bfloat16()
+        a, b = torch.randn(2, size, size, dtype=dtype)
         times[size] = time_fn(lambda a=a, b=b: a @ b, repeat=3, warmup=1).median_s
     best = min(sizes, key=lambda size: times[size] / size**3)
     return best, max(1, round(least_s / times[best]))

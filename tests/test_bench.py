@@ -114,7 +114,7 @@ def test_the_useful_share_of_a_tiny_model(tiny, monkeypatch):
 
 
 def test_the_share_in_training_of_a_tiny_model(monkeypatch):
-    monkeypatch.setattr(toy, "fastest_square", lambda: (64, 1))
+    monkeypatch.setattr(toy, "fastest_square", lambda dtype: (64, 1))
     row, note = toy.train_mfu(6, Recipe(CFG, steps=10, documents=8), steps=1)
     assert row.unit == "share" and "64 x 64" in note
 

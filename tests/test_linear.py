@@ -44,8 +44,19 @@ def check(made: Linear, rows=1):
 def test_every_path_gives_the_same(path, dtype, shape):
     set_linear_path(path)
     made = layer(*shape, dtype)
-    for rows in (1, 2, 9, linear.FEW, linear.FEW + 1, linear.MOST):
+    for rows in (1, 2, 9, linear.FEW, linear.FEW + 1, linear.MOST, linear.MANY):
         check(made, rows)
+
+
+def test_a_large_weight_is_widened_in_parts(monkeypatch):
+    if not linear._works("widened", torch.bfloat16):
+        pytest.skip("no bfloat16 here")
+    set_linear_path("widened")
+    monkeypatch.setattr(linear, "ROWS", 32)
+    made, widest = layer(48, 80, torch.bfloat16), []
+    monkeypatch.setattr(linear.F, "linear", lambda x, w, plain=F.linear: widest.append(len(w)) or plain(x, w))
+    check(made, 3)
+    assert widest == [80, 32, 32, 16]  # what is wanted, then the parts
 
 
 CHANGES = {
@@ -164,7 +175,7 @@ def test_training_takes_the_plain_path_and_gets_its_gradients(path):
     torch.testing.assert_close(x.grad[0, 0], made.weight.sum(0))
 
 
-@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("path", [path for path in PATHS if path != "widened"])
 def test_many_vectors_take_the_plain_path(path):
     set_linear_path(path)
     made, x = layer(512, 512), torch.randn(5, linear.MOST // 4, 512)
@@ -215,6 +226,19 @@ def test_the_fastest_is_taken_if_it_is_clearly_faster(timed, seconds, fastest):
     assert linear_path() == fastest
     timed(plain=0.001, packed=9, vector=9)
     assert linear_path() == fastest  # chosen once
+
+
+def test_many_vectors_are_widened_where_that_is_faster_and_nothing_else(timed):
+    timed(plain=9, packed=1, vector=1, widened=3)
+    assert linear_path(torch.bfloat16, linear.MANY) == "widened"
+    assert linear_path(torch.float32, linear.MANY) == "plain"  # as wide as it gets
+    timed(plain=1, packed=1, vector=1, widened=3)
+    linear._fastest.cache_clear()
+    assert linear_path(torch.bfloat16, linear.MANY) == "plain"
+    set_linear_path("widened")
+    assert linear_path(torch.bfloat16, linear.MANY) == "widened"
+    set_linear_path("packed")
+    assert linear_path(torch.bfloat16, linear.MANY) == "plain"
 
 
 def test_one_vector_and_several_choose_apart(timed):

@@ -16,29 +16,36 @@ from .errors import unknown_name
 TRIAL_BYTES = 48 * 2**20  # of weights: more than most processors keep in their cache
 CLEARLY = 1.1  # how many times as fast as plain a path must be to be taken
 SEVERAL = 16  # vectors of the second trial
+MANY = 256  # and of the third
 FEW = 64  # vectors that one packed product takes at its best; more go through it in parts of so many
-MOST = 2 * FEW  # a large batch; more vectors are a prompt, for which plain is nearly as fast and rounds less
+MOST = 2 * FEW  # a large batch; more vectors are a prompt, for which packing gains little and rounds more
+ROWS = 16_384  # of a weight that are widened at a time: a head's copy need not be held whole
 
 
 class Linear(nn.Linear):
     """The weights (out, in) of one product, without bias: x (..., in) -> (..., out).
 
-    Up to MOST vectors take the path of `linear_path`; more, and everything in training, the plain one. Names and shapes
-    of the weights are those of `torch.nn.Linear`.
+    The path is that of `linear_path`; in training it is the plain one. Names and shapes of the weights are those of
+    `torch.nn.Linear`.
     """
 
     def __init__(self, n_in: int, n_out: int):
         super().__init__(n_in, n_out, bias=False)
         self._packed: Packed | None = None
 
+    @classmethod
+    def of(cls, weight: Tensor) -> "Linear":
+        """The layer with these very weights, not to be trained."""
+        with torch.device("meta"):  # no memory for weights that would be thrown away
+            layer = cls(*reversed(weight.shape))
+        layer.weight = nn.Parameter(weight, requires_grad=False)
+        return layer
+
     def forward(self, x: Tensor) -> Tensor:
         weight = self.weight
         if weight.requires_grad or x.requires_grad or weight.dtype != x.dtype or not weight.is_cpu:
             return F.linear(x, weight)
-        vectors = x.numel() // weight.shape[1]
-        if vectors > MOST:
-            return F.linear(x, weight)
-        return PATHS[linear_path(weight.dtype, vectors)](self, x)
+        return PATHS[linear_path(weight.dtype, x.numel() // weight.shape[1])](self, x)
 
     def packed(self) -> Tensor:
         """The weights in the order in which oneDNN's kernels read them; made anew when the weights have changed."""
@@ -89,14 +96,23 @@ def _by_vector(layer: Linear, x: Tensor) -> Tensor:
     return torch.mv(layer.weight, x.reshape(-1)).view(*x.shape[:-1], -1)
 
 
-PATHS = {"plain": lambda layer, x: F.linear(x, layer.weight), "packed": _by_packed, "vector": _by_vector}
+def _by_widened(layer: Linear, x: Tensor) -> Tensor:
+    wide = x.float()
+    parts = [F.linear(wide, rows.float()) for rows in layer.weight.split(ROWS)]
+    return (parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)).to(x.dtype)
+
+
+PATHS = {"plain": lambda layer, x: F.linear(x, layer.weight), "packed": _by_packed, "vector": _by_vector,
+         "widened": _by_widened}
 _path = "auto"
 _times_set = 0
 
 
 def set_linear_path(name: str) -> None:
     """Take one path from now on: "plain" (`F.linear`), "packed" (oneDNN's kernels on a second, reordered copy of each
-    weight), "vector" (`torch.mv` for a single vector), or "auto", the fastest here. Results differ by rounding alone.
+    weight; up to MOST vectors), "vector" (`torch.mv` for a single one), "widened" (bfloat16 weights made float32 for
+    each product: fast where the processor cannot multiply bfloat16), or "auto", the fastest here. Results differ by
+    rounding alone.
 
     A path that this machine or this PyTorch does not have is plain. UnknownNameError for another name.
     """
@@ -113,19 +129,30 @@ def linear_path(dtype: torch.dtype = torch.float32, vectors: int = 1) -> str:
     >>> linear_path(torch.bfloat16)
     'plain'
     """
+    if vectors > MOST:
+        return _for_many(dtype)
     if _path == "auto":
-        return _fastest(dtype, vectors > 1)
+        return _fastest(dtype, SEVERAL if vectors > 1 else 1)
     return _path if _works(_path, dtype) else "plain"
 
 
+def _for_many(dtype: torch.dtype) -> str:
+    """Plain or widened, whichever is set or fastest: for a prompt the others gain nothing."""
+    if _path == "auto":
+        return "plain" if dtype == torch.float32 else _fastest(dtype, MANY)
+    return _path if _path == "widened" and _works(_path, dtype) else "plain"
+
+
 @functools.cache
-def _fastest(dtype: torch.dtype, several: bool) -> str:
-    """The path that is fastest for one vector or for several, found in a tenth of a second or so, once in a process."""
-    width, rows = 512, 3072
-    count = TRIAL_BYTES // (width * rows * dtype.itemsize)
+def _fastest(dtype: torch.dtype, vectors: int) -> str:
+    """The path that is fastest for so many vectors, found in a tenth of a second or so, once in a process."""
+    many = vectors > MOST  # plain could take a second for one large product of many, where no instruction helps it
+    width, rows = (256, 512) if many else (512, 3072)
+    count = 4 if many else TRIAL_BYTES // (width * rows * dtype.itemsize)
     layers = [_trial_layer(width, rows, dtype) for _ in range(count)]
-    x = torch.ones(SEVERAL if several else 1, 1, width, dtype=dtype)
-    times = {name: [float("inf")] * count for name in PATHS if name == "plain" or _works(name, dtype)}
+    x = torch.ones(vectors, 1, width, dtype=dtype)
+    names = [n for n in PATHS if n == "plain" or (_works(n, dtype) and (n == "widened" or not many))]
+    times = {name: [float("inf")] * count for name in names}
     for _ in range(4):  # in turns, the best of each product: other programs disturb for longer than one takes
         for name, best in times.items():
             for i, layer in enumerate(layers):
@@ -139,7 +166,9 @@ def _fastest(dtype: torch.dtype, several: bool) -> str:
 
 @functools.cache
 def _works(name: str, dtype: torch.dtype) -> bool:
-    """Whether a small product comes out right: not every build of PyTorch has every operator."""
+    """Whether a small product comes out right: not every build of PyTorch has every operator, or every processor."""
+    if name == "widened" and dtype == torch.float32:
+        return False  # it is as wide as it gets
     layer, x = _trial_layer(32, 64, dtype), torch.ones(1, 1, 32, dtype=dtype)
     try:
         return torch.equal(PATHS[name](layer, x), torch.full((1, 1, 64), 32.0, dtype=dtype))
@@ -148,8 +177,5 @@ def _works(name: str, dtype: torch.dtype) -> bool:
 
 
 def _trial_layer(n_in: int, n_out: int, dtype: torch.dtype) -> Linear:
-    with torch.device("meta"):
-        layer = Linear(n_in, n_out)
     with torch.inference_mode(False):  # a trial may begin inside of it
-        layer.weight = nn.Parameter(torch.ones(n_out, n_in, dtype=dtype), requires_grad=False)
-    return layer
+        return Linear.of(torch.ones(n_out, n_in, dtype=dtype))

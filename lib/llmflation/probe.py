@@ -180,14 +180,16 @@ def _attention_bytes_per_s(nbytes: int, positions: int = 1024, width: int = 64) 
 
 
 def _product_flops(dtype: str, width: int = 1024) -> float | None:
-    """FLOP/s (OP/s in int8) of a product of square matrices; None where this machine cannot multiply such numbers."""
+    """FLOP/s (OP/s in int8) of a product of square matrices, as a model's layers take it; None where this machine
+    cannot multiply such numbers."""
     a = torch.ones(width, width, dtype={"fp32": torch.float32, "bf16": torch.bfloat16, "int8": torch.int8}[dtype])
-    multiply = torch._int_mm if dtype == "int8" else torch.mm
+    layer = None if dtype == "int8" else Linear.of(a)
     try:
-        multiply(a, a)
+        multiply = (lambda: torch._int_mm(a, a)) if layer is None else (lambda: layer(a))
+        multiply()
     except (RuntimeError, NotImplementedError):
         return None
-    return 2 * width**3 / min(time_fn(lambda: multiply(a, a), repeat=1, warmup=0).median_s for _ in range(8))
+    return 2 * width**3 / min(time_fn(multiply, repeat=1, warmup=0).median_s for _ in range(8))
 
 
 def _memory_bytes() -> float:
