@@ -30,6 +30,7 @@ CONTEXT = 2048
 LEAST_BYTES = 256  # of a document: room for a scene of any domain
 SPLITS = ("train", "standard", "hard")
 _ASKED = 16  # questions of one scene in a document, at most
+_SHARING = 5  # and among problems
 
 
 def encode(text: str) -> list[int]:
@@ -402,7 +403,8 @@ DOMAINS = {
 def problems(domain: str, split: str, n: int, seed: int, max_bytes: int = CONTEXT) -> list[Problem]:
     """`n` problems of one domain for judging, each drawn anew, so small domains repeat. "train": what was seen.
 
-    The same arguments give the same problems on every machine. Prompt, answer and line's end fit in `max_bytes`.
+    Up to five share a context, if it answers so many: reading it is what costs. The same arguments give the same
+    problems on every machine. Prompt, answer and line's end fit in `max_bytes`.
 
     >>> problems("units", "standard", 1, seed=0)
     [Problem(domain='units', prompt='59 yard=', answer='177 foot')]
@@ -418,9 +420,8 @@ def problems(domain: str, split: str, n: int, seed: int, max_bytes: int = CONTEX
     while len(found) < n:
         scene, _ = asked._scene(rng, asked.hard if split == "hard" else asked.standard, split, max_bytes)
         if scene.least_bytes <= max_bytes:
-            prompt, answer = scene.questions[0]
-            found.append(Problem(domain, scene.context + prompt, answer))
-    return found
+            found += [Problem(domain, scene.context + prompt, answer) for prompt, answer in scene.questions[:_SHARING]]
+    return found[:n]
 
 
 def look_up_at(distance: int, n: int, seed: int, max_bytes: int = CONTEXT) -> list[Problem]:

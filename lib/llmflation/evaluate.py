@@ -133,30 +133,39 @@ def look_up_by_distance(model: Transformer, distances: Iterable[int] = DISTANCES
 def right(model: Transformer, asked: Sequence[Problem]) -> list[bool]:
     """Whether a toy that always takes the likeliest byte writes each answer and then the line's end.
 
-    The answer is read in one call, over the cache, behind its prompt: where each byte was the likeliest after those
-    before it, decoding would have written them, one after the other. Prompts of like length run as one batch; a
-    problem that repeats is answered once.
+    The lines before a question are read once for all that ask about them. Question and answer follow in one call, over
+    copies of that cache: where each byte of the answer was the likeliest after those before it, decoding would have
+    written them, one after the other. Prompts of like length run as one batch.
     """
     found = {}
-    for batch in _batches(sorted(set(asked), key=lambda p: (len(p.prompt), p.prompt))):
-        prompts, lengths = padded([[BOS, *encode(p.prompt)] for p in batch])
-        answers, n = padded([encode(p.answer + "\n") for p in batch])  # (B, E)
-        cache = _cache(model, len(batch), prompts.shape[1] + answers.shape[1])
-        first = model(prompts, cache, lengths, last_only=True)  # (B, 1, V)
-        likeliest = torch.cat((first, model(answers, cache, n)[:, :-1]), dim=1).argmax(-1)  # (B, E)
-        padding = torch.arange(answers.shape[1]) >= n[:, None]
-        found |= zip(batch, ((likeliest == answers) | padding).all(1).tolist())
+    for batch in _batches(asked):
+        contexts, lengths = padded([[BOS, *encode(context)] for context, _ in batch])
+        rows, told = zip(*[(row, p) for row, (_, sharing) in enumerate(batch) for p in sharing])
+        starts = torch.tensor([len(p.prompt) - len(batch[row][0]) for row, p in zip(rows, told)])
+        tails, n = padded([encode(p.prompt[len(batch[row][0]) :] + p.answer + "\n") for row, p in zip(rows, told)])
+        cache = _cache(model, len(batch), contexts.shape[1] + tails.shape[1])
+        model(contexts, cache, lengths, last_only=True)
+        likeliest = model(tails[:, :-1], cache.fork(list(rows)), n - 1).argmax(-1)
+        place = torch.arange(1, tails.shape[1])
+        judged = (place >= starts[:, None]) & (place < n[:, None])  # (B, E - 1)
+        found |= zip(told, ((likeliest == tails[:, 1:]) | ~judged).all(1).tolist())
     return [found[p] for p in asked]
 
 
-def _batches(ordered: Sequence[Problem]) -> Iterator[list[Problem]]:
-    """Neighbours, as many as TOKENS_AT_ONCE holds of the longest, which is the last."""
-    batch: list[Problem] = []
-    for problem in ordered:
-        if batch and (len(batch) + 1) * len(problem.prompt) > TOKENS_AT_ONCE:
+def _batches(asked: Sequence[Problem]) -> Iterator[list[tuple[str, list[Problem]]]]:
+    """Contexts, each with problems that share it; as many of like length as TOKENS_AT_ONCE holds of the largest."""
+    sharing: dict[str, list[Problem]] = {}
+    for p in sorted(set(asked), key=lambda p: (p.prompt, p.answer)):
+        sharing.setdefault(p.prompt[: p.prompt.rfind("\n", 0, -1) + 1], []).append(p)
+    parts = [(context, some[i : i + 16]) for context, some in sharing.items() for i in range(0, len(some), 16)]
+    batch, size = [], 0
+    for context, some in sorted(parts, key=lambda part: len(part[0])):
+        own = len(context) + sum(len(p.prompt) - len(context) + len(p.answer) + 1 for p in some)
+        size = max(size, own)
+        if batch and (len(batch) + 1) * size > TOKENS_AT_ONCE:
             yield batch
-            batch = []
-        batch.append(problem)
+            batch, size = [], own
+        batch.append((context, some))
     if batch:
         yield batch
 
