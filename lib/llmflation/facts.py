@@ -196,6 +196,13 @@ SCHEMAS: Mapping[str, Schema] = {
         (TEXT, "period basis"),
         *_SOURCE,
     ),
+    "request_lengths": _table(
+        "row_id",
+        (need(TEXT), "row_id"),
+        (choice("conversation", "code"), "trace"),
+        (need(COUNT), "prompt_tokens output_tokens"),
+        *_SOURCE,
+    ),
     "quality_price_epoch": _table(
         "model date",
         (need(TEXT), "model"),

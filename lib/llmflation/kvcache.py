@@ -19,7 +19,7 @@ class KVCache:
     lengths: Tensor
 
     def reserve(self, n_new: Tensor) -> None:
-        """Make out where the `n_new` (B,) tokens of this call go; refuse what would not fit, and change nothing then."""
+        """Make out where this call's `n_new` (B,) tokens go. Refuse what would not fit, and change nothing then."""
         raise NotImplementedError
 
     def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:

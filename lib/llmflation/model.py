@@ -10,20 +10,21 @@ from torch import Tensor, nn
 
 from .config import ModelConfig
 from .errors import BadInputError, bad_input
-from .layers import Block, RMSNorm, attend, rope_table
+from .layers import Block, RMSNorm, attend, rope_table, window_of
 from .linear import Linear
 
 
 class Transformer(nn.Module):
     """The architecture of a ModelConfig, with weights at random by `seed` (None: not set at all).
 
-    Refuses what it cannot build yet: experts, sliding windows, latent attention, two-matrix feed-forward blocks.
+    Refuses what it cannot build yet: experts, latent attention, two-matrix feed-forward blocks.
     """
 
     def __init__(self, cfg: ModelConfig, *, seed: int | None = 0):
         super().__init__()
         _refuse_unbuilt(cfg)
         self.cfg = cfg
+        self.windows = [window_of(cfg, layer) for layer in range(cfg.n_layers)]
         self.embedding = nn.Embedding(cfg.vocab_size, cfg.d_model)
         self.blocks = nn.ModuleList(Block(cfg) for _ in range(cfg.n_layers))
         self.norm = RMSNorm(cfg.d_model, cfg.norm_eps)
@@ -62,17 +63,19 @@ class Transformer(nn.Module):
         if cache is not None:
             cache.reserve(n_new)
         positions = (held[:, None] + torch.arange(T)).clamp(max=self.cfg.context - 1)  # (B, T); padding is clamped
-        mask = _mask(positions, held, n_new)
+        size = T if cache is None else int((held + n_new).max())  # S
+        masks = {window: _mask(positions, held, n_new, size, window) for window in set(self.windows)}
         x = self.embedding(tokens)
         cos, sin = (table[positions].unsqueeze(1).to(x.dtype) for table in (self.cos, self.sin))  # (B, 1, T, D)
         last = (torch.arange(B), (n_new - 1).clamp(min=0)) if last_only and T > 1 else None
         for layer, block in enumerate(self.blocks):
             look = attend if cache is None else partial(cache.attend, layer)
+            window = self.windows[layer]
             if last is not None and layer == len(self.blocks) - 1:  # no later layer asks what the others found
-                mask = _seen(positions[last][:, None], held + n_new)
+                mask = _seen(positions[last][:, None], held + n_new, size, window)
                 x = block(x, cos, sin, mask, look, last)
             else:
-                x = block(x, cos, sin, mask, look)
+                x = block(x, cos, sin, masks[window], look)
         if cache is not None:
             cache.advance(n_new)
         return self.head(self.norm(x))
@@ -86,17 +89,23 @@ class Transformer(nn.Module):
         return "\n".join([*lines, f"{'sum':<{width}}  {'':>13}  {total:>13,}"])
 
 
-def _mask(positions: Tensor, held: Tensor, n_new: Tensor) -> Tensor | None:
+def _mask(positions: Tensor, held: Tensor, n_new: Tensor, size: int, window: int | None) -> Tensor | None:
     """Where queries at `positions` (B, T) may look, (B, 1, T, S); None where that is plainly everything before them."""
     starts = held.tolist()
-    if len(set(starts)) == 1 and (positions.shape[1] == 1 or starts[0] == 0):
+    alike = len(set(starts)) == 1 and (positions.shape[1] == 1 or starts[0] == 0)
+    if alike and (window is None or size <= window):
         return None
-    return _seen(positions, held + n_new)
+    return _seen(positions, held + n_new, size, window)
 
 
-def _seen(positions: Tensor, ends: Tensor) -> Tensor:
-    """For queries at `positions` (B, T) of sequences up to `ends` (B,): true at and before each, (B, 1, T, S)."""
-    return (torch.arange(int(ends.max())) <= positions[:, :, None]).unsqueeze(1)
+def _seen(positions: Tensor, ends: Tensor, size: int, window: int | None) -> Tensor:
+    """For queries at `positions` (B, T) of sequences up to `ends` (B,): true at and before each, as far back as the
+    window reaches, (B, 1, T, S)."""
+    keys = torch.arange(size)
+    if window is None:
+        return (keys <= positions[:, :, None]).unsqueeze(1)
+    asks = torch.minimum(positions, (ends - 1).clamp(min=0)[:, None])[:, :, None]  # padding sees what the last one does
+    return ((keys <= asks) & (keys > asks - window)).unsqueeze(1)
 
 
 def _initialise(model: Transformer, seed: int) -> None:
@@ -111,8 +120,8 @@ def _initialise(model: Transformer, seed: int) -> None:
 
 
 def _refuse_unbuilt(cfg: ModelConfig) -> None:
-    unbuilt = {"experts": cfg.is_moe, "a sliding window": cfg.sliding_window is not None,
-               "latent attention": cfg.attention == "MLA", "two feed-forward matrices": cfg.ffn_matrices != 3}
+    unbuilt = {"experts": cfg.is_moe, "latent attention": cfg.attention == "MLA",
+               "two feed-forward matrices": cfg.ffn_matrices != 3}
     if found := [what for what, there in unbuilt.items() if there]:
         raise BadInputError(f"{cfg.name or 'this model'} has {' and '.join(found)}, which Transformer cannot build; "
                             "the cost model can count it all the same.")
@@ -145,21 +154,31 @@ def generate(model: Transformer, prompts: Sequence[Sequence[int]], max_new_token
              stop: int | None = None, generator: torch.Generator | None = None) -> list[list[int]]:
     """What the model writes after each prompt: up to `max_new_tokens` ids, ended before the token `stop`.
 
-    Prompts are lists of ids of different lengths and run as one batch. `cache` must be empty and as wide as the batch;
-    without one, every step reads all tokens again. `sampler` chooses from the scores (greedy if left out) and draws
-    with `generator`.
+    Prompts are lists of ids of different lengths and run as one batch. Without a cache every step reads all tokens
+    again. A cache is as wide as the batch, and empty, or it holds the beginning of each prompt: then only the rest is
+    read. `sampler` chooses from the scores (greedy if left out) and draws with `generator`.
+
+    Whatever ends it early, an interrupt or a pool without blocks, carries what was written until then as `written`:
+    with that behind each prompt, and the same cache, another call goes on where this one stopped.
     """
     written: list[list[int]] = [[] for _ in prompts]
-    for step in stream(model, prompts, max_new_tokens, cache, sampler, stop=stop, generator=generator):
-        for row, token in step.items():
-            written[row].append(token)
+    try:
+        for step in stream(model, prompts, max_new_tokens, cache, sampler, stop=stop, generator=generator):
+            for row, token in step.items():
+                written[row].append(token)
+    except BaseException as end:  # an interrupt by hand is one, too
+        end.written = written
+        raise
     return written
 
 
 @torch.inference_mode()
 def stream(model: Transformer, prompts: Sequence[Sequence[int]], max_new_tokens: int, cache=None, sampler=None, *,
            stop: int | None = None, generator: torch.Generator | None = None) -> Iterator[dict[int, int]]:
-    """`generate`, step by step: each step gives the new token of every sequence that still goes on."""
+    """`generate`, step by step: each step gives the new token of every sequence that still goes on.
+
+    It can be left at any step. The cache then holds all but the newest token of each sequence that still went on.
+    """
     if isinstance(max_new_tokens, bool) or not isinstance(max_new_tokens, int) or max_new_tokens < 0:
         raise bad_input("max_new_tokens", max_new_tokens, "a whole number of 0 or more")
     tokens, n_new = padded(prompts)
@@ -167,6 +186,8 @@ def stream(model: Transformer, prompts: Sequence[Sequence[int]], max_new_tokens:
     if longest > model.cfg.context:
         raise BadInputError(f"the longest prompt and {max_new_tokens} new tokens are {longest}, the model's context "
                             f"is {model.cfg.context}; shorten one of them.")
+    if cache is not None:
+        tokens, n_new = padded(_unread(prompts, cache.lengths.tolist()))
     going = [True] * len(prompts)
     for _ in range(max_new_tokens):
         last = model(tokens, cache, n_new, last_only=True)[:, 0]  # (B, V)
@@ -180,6 +201,18 @@ def stream(model: Transformer, prompts: Sequence[Sequence[int]], max_new_tokens:
             tokens, n_new = _grown(tokens, n_new, chosen, torch.tensor(going))
         else:
             tokens, n_new = chosen[:, None], torch.tensor(going).long()
+
+
+def _unread(prompts: Sequence[Sequence[int]], held: list[int]) -> list[Sequence[int]]:
+    """What is left to read of each prompt when a cache holds so many of its tokens: one at least, for its scores."""
+    if len(held) != len(prompts):
+        raise BadInputError(f"the cache is made for {len(held)} sequences and there are {len(prompts)} prompts; "
+                            f"make it for {len(prompts)}.")
+    for row, (prompt, n) in enumerate(zip(prompts, held)):
+        if n >= len(prompt):
+            raise BadInputError(f"the cache holds {n} tokens of sequence {row}, whose prompt has {len(prompt)}; "
+                                "truncate it to fewer, or free it: the model must read one at least to go on from.")
+    return [prompt[n:] for prompt, n in zip(prompts, held)]
 
 
 def _grown(tokens: Tensor, lengths: Tensor, chosen: Tensor, going: Tensor) -> tuple[Tensor, Tensor]:

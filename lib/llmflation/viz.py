@@ -548,3 +548,110 @@ def price_and_rent(price: Series, rent: dict[str, list[TokenRent]]) -> Picture:
     return picture(figure, f"Step line chart on a log axis in USD per million tokens: the price in force falls from "
                            f"{usd(first.usd)} in {first.date:%B %Y} to {usd(last.usd)} in {last.date:%B %Y}, while "
                            f"the rent of the chips that make such tokens hardly moves: {'; '.join(said)}.")
+
+
+# --- chapter 06 -----------------------------------------------------------------------------------------------
+
+def cache_use(shares: dict[str, float]) -> Picture:
+    """The share of a cache's memory that holds tokens, one bar for each way to hand it out."""
+    figure, ax = _rows(0.5, [f"{name}: {100 * share:.3g}%" for name, share in shares.items()], 9, WORDS)
+    ax.set_xscale("linear")
+    for y, share in enumerate(shares.values()):
+        ax.barh(y, 100, 0.3, color="white", edgecolor=GREY, linewidth=0.8)
+        ax.barh(y, 100 * share, 0.3, color=PURPLE)
+    ax.set(xlim=(0, 101), xlabel="memory that holds tokens (%)")
+    said = "; ".join(f"{name} {100 * share:.3g}" for name, share in shares.items())
+    return picture(figure, f"Bar chart of the share of a cache's memory that holds tokens, in percent: {said}.")
+
+
+def cache_sizes(sizes: dict[str, float]) -> Picture:
+    """Bytes that each model's cache takes for a token, as hollow points on a log axis."""
+    figure, ax = _rows(0.46, [f"{name}: {size / 1000:,.0f} KB" for name, size in sizes.items()], 7, WORDS)
+    for y, size in enumerate(sizes.values()):
+        ax.plot(size / 1000, y, color=PURPLE, **QUOTED)
+    ax.set_xlim(min(sizes.values()) / 2000, max(sizes.values()) / 500)
+    ax.set_xticks([30, 100, 300, 1000, 3000], ["30", "100", "300", "1,000", "3,000"])
+    ax.xaxis.set_minor_locator(NullLocator())
+    ax.set_xlabel("cache of a token (KB, 16 bits a value)")
+    least, most = min(sizes, key=sizes.get), max(sizes, key=sizes.get)
+    return picture(figure, f"Dot chart on a log axis of the cache that a token takes in {len(sizes)} models, in KB: "
+                           f"the most is {most} with {sizes[most] / 1000:,.0f}, the least {least} with "
+                           f"{sizes[least] / 1000:,.0f}.")
+
+
+def within_window(whole: Scores, windowed: Scores, window: int) -> Picture:
+    """Look-up accuracy against distance, of a model that sees all and of one that sees only `window` tokens back."""
+    figure, ax = _axes(3.0)
+    ax.axvline(window, color=GREY, linewidth=1.2, linestyle=":", zorder=0)
+    ax.annotate("window", (window, 1), xycoords=("data", "axes fraction"), xytext=(0, 4), textcoords="offset points",
+                ha="center", va="bottom", fontsize=WORDS, color=GREY)
+    for scores, marker, dash in ((whole, "o", "-"), (windowed, "s", "--")):
+        at, share = list(scores.by), [100 * score.accuracy for score in scores.by.values()]
+        ax.plot(at, share, color=BLACK, marker=marker, linestyle=dash, markersize=5.5, linewidth=1.2)
+        _at_end(ax, at[-1], share[-1], "sees\nall" if scores is whole else "window\nonly")
+    ax.set(xlabel="distance of the asked pair (tokens)", ylabel="exact answers (%)", ylim=(-9, 104), xlim=(0, None))
+    far = max(whole.by)
+    return picture(figure, f"Line chart of look-up answers that are right, in percent, against the distance of the "
+                           f"asked pair: at {far} tokens {100 * whole[far].accuracy:.0f} for the model that sees all "
+                           f"and {100 * windowed[far].accuracy:.0f} for the one with a window of {window}.")
+
+
+# --- chapter 05 -----------------------------------------------------------------------------------------------
+
+def speedups(measured: dict[str, dict[int, float]], predicted: dict[str, dict[int, float]]) -> Picture:
+    """How many times as fast texts of so many tokens are written with a cache: measured dots, predicted lines."""
+    figure, ax = _axes(3.8)
+    for (name, dots), marker in zip(measured.items(), "os", strict=False):
+        line = predicted[name]
+        ax.plot(list(line), list(line.values()), color=GREY, linewidth=1.6)
+        ax.plot(list(dots), list(dots.values()), color=BLACK, marker=marker, linestyle="none", markersize=5.5,
+                label=name)
+    ax.legend(loc="upper left", fontsize=WORDS, handletextpad=0.2)  # lines that may lie near each other
+    ax.set_xscale("log", base=2)
+    ax.set_yscale("log")
+    lengths = sorted({n for dots in measured.values() for n in dots})
+    ax.set_xticks(lengths, [f"{n:,}" for n in lengths])
+    ax.xaxis.set_minor_locator(NullLocator())
+    _log_ticks(ax.yaxis)
+    ax.set(xlabel="text written (tokens)", ylabel="speed-up by the cache (times)")
+    said = "; ".join(f"{name} {dots[min(dots)]:.2g} times at {min(dots)} tokens and {dots[max(dots)]:.2g} at "
+                     f"{max(dots):,}" for name, dots in measured.items())
+    return picture(figure, f"Line chart on logarithmic axes of how many times as fast a text is written with a "
+                           f"cache, against its length: {said}; predicted lines run near the measured dots.")
+
+
+def held_bytes(ways: dict[str, dict[int, float]]) -> Picture:
+    """The most bytes that ways of attention hold for texts of so many tokens, all measured."""
+    figure, ax = _axes(3.3)
+    for (name, held), marker in zip(ways.items(), "os", strict=False):
+        ax.plot(list(held), [n / 1e6 for n in held.values()], color=BLACK, marker=marker, markersize=5.5, linewidth=1)
+        _at_end(ax, max(held), held[max(held)] / 1e6, name)
+    ax.set_xscale("log", base=2)
+    ax.set_yscale("log")
+    lengths = list(next(iter(ways.values())))
+    ax.set_xticks(lengths, [f"{n:,}" for n in lengths])
+    ax.xaxis.set_minor_locator(NullLocator())
+    _log_ticks(ax.yaxis)
+    ax.set(xlabel="text (tokens)", ylabel="held at most (MB)")
+    said = "; ".join(f"{name.replace(chr(10), ' ')} from {held[min(held)] / 1e6:.2g} to {held[max(held)] / 1e6:.3g} MB"
+                     for name, held in ways.items())
+    return picture(figure, f"Line chart on logarithmic axes of the most memory that attention holds, for "
+                           f"{min(lengths)} to {max(lengths):,} tokens: {said}.")
+
+
+def price_by_context(lines: dict[str, dict[int, float]]) -> Picture:
+    """What a million written tokens cost against the context before them, a line for each way to serve."""
+    figure, ax = _axes(3.9)
+    for (name, usds), dash, shift in zip(lines.items(), ("-", "--", "-."), (0, 5, -5), strict=False):
+        ax.plot(list(usds), list(usds.values()), color=GREEN, linewidth=1.6, linestyle=dash)
+        _at_end(ax, max(usds), usds[max(usds)], name, GREEN, shift)
+    _money_axis(ax)
+    ax.set_xscale("log")
+    _log_ticks(ax.xaxis, lambda n: f"{n:,.0f}", least=3)
+    _log_ticks(ax.yaxis, usd, least=4)
+    ax.set(xlabel="context (tokens)")
+    said = "; ".join(f"{name.replace(chr(10), ' ')} from {usd(usds[min(usds)])} to {usd(usds[max(usds)])}"
+                     for name, usds in lines.items())
+    span = next(iter(lines.values()))
+    return picture(figure, f"Line chart on logarithmic axes of USD per million written tokens against the context, "
+                           f"{min(span):,} to {max(span):,} tokens: {said}.")

@@ -1,0 +1,185 @@
+"""A cache in blocks: a sequence holds no more memory than it fills, up to a block, and equal beginnings lie there once.
+
+To attend, a layer's blocks are gathered into one row a head, a few sequences at a time, so that what was gathered is
+still in the processor's cache when it is read. A GPU's kernel follows the table itself and spares the copy
+(PagedAttention, Kwon et al. 2023). Gathered at once, the results are those of a cache in one piece bit for bit; in
+pieces, threads divide the rows in another way and round by another way.
+Letters as in `layers`: B sequences, T new tokens, S positions, H query heads, K key-value heads, D width of a head.
+"""
+
+from collections.abc import Sequence
+from copy import copy
+
+import torch
+from torch import Tensor
+
+from .blocks import BlockPool, BlockTable, blocks_needed
+from .config import ModelConfig
+from .errors import BadInputError, OutOfBlocksError, check_whole
+from .kvcache import KVCache
+from .layers import attend
+
+PIECE_BYTES = 3 * 2**20  # of keys and values gathered at once: a share of most processors' last cache
+
+
+class PagedKVCache(KVCache):
+    """`batch` sequences in a pool of `n_blocks` blocks of `block_size` tokens each.
+
+    With `poison`, blocks that are given back are filled with NaN, which no result may ever show. A call that does not
+    fit raises OutOfBlocksError and changes nothing.
+    """
+
+    def __init__(self, cfg: ModelConfig, batch: int, n_blocks: int, block_size: int = 16, dtype=torch.float32, *,
+                 poison: bool = False):
+        check_whole("batch", batch)
+        self.cfg, self.pool, self.poison = cfg, BlockPool(n_blocks, block_size), poison
+        # One block more than the pool has: zeros, gathered where a sequence is shorter than the longest.
+        self._store = torch.zeros(cfg.n_layers, 2, cfg.n_kv_heads, n_blocks + 1, block_size, cfg.head_dim, dtype=dtype)
+        self._slots_of = [layer.flatten(2, 3) for layer in self._store]  # (2, K, slots, D) each
+        self._blocks_of = [layer.view(-1, block_size * cfg.head_dim) for layer in self._store]  # a row a head's block
+        self._first = torch.arange(2 * cfg.n_kv_heads).view(2, 1, -1, 1) * (n_blocks + 1)  # each head's first row
+        self._take([BlockTable(self.pool) for _ in range(batch)])
+
+    def with_tables(self, tables: Sequence[BlockTable]) -> "PagedKVCache":
+        """A cache of these sequences over the same memory and pool; each table belongs to one cache."""
+        if not tables or any(table.pool is not self.pool for table in tables):
+            raise BadInputError(f"{len(tables)} block tables, not all of this cache's pool; "
+                                "give one or more that were made with `BlockTable(cache.pool)`.")
+        for table in tables:
+            table.check_in_use()
+        twin = copy(self)
+        twin._take(tables)
+        return twin
+
+    def _take(self, tables: Sequence[BlockTable]) -> None:
+        self.tables = list(tables)
+        self.lengths = torch.tensor([table.length for table in tables])
+        self._scratch = self._store.new_empty(0)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the pool's blocks, used or not; the block of zeros is not counted."""
+        return self._store[:, :, :, :-1].nbytes
+
+    def utilization(self) -> float:
+        """Share of the slots in this cache's blocks that hold a token; a shared block counts once. 1 without blocks."""
+        filled, slots = self._filled()
+        return filled / slots if slots else 1.0
+
+    def waste(self) -> int:
+        """Bytes of the slots in this cache's blocks that hold no token."""
+        filled, slots = self._filled()
+        return (slots - filled) * self._store[..., 0, 0, :].nbytes
+
+    def reserve(self, n_new: Tensor) -> None:
+        self._settle()
+        new = [check_whole("n_new", n, 0) for n in n_new.tolist()]
+        held = [table.length for table in self.tables]
+        self._check_fit(held, new)
+        last = [table.blocks[-1:] for table in self.tables]
+        copies = [pair for table, n in zip(self.tables, new, strict=True) for pair in table.append(n)]
+        # The rest of a block that is taken and not filled is gathered, too: it must not hold what was there before.
+        if begun := [table.blocks[-1] for table, before in zip(self.tables, last, strict=True)
+                     if table.length % self.pool.block_size and table.blocks[-1:] != before]:
+            self._store[:, :, :, begun] = 0
+        if copies:
+            old, fresh = zip(*copies, strict=True)
+            self._store[:, :, :, list(fresh)] = self._store[:, :, :, list(old)]
+        self._plan(held, new)
+
+    def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        self._write(layer, k, v)
+        whole = torch.cat([self._gathered(layer, piece).clone() for piece in self._pieces], dim=1)
+        return whole[0], whole[1]
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        self._write(layer, k, v)
+        looked = [attend(q[rows], *self._gathered(layer, piece), None if mask is None else mask[rows])
+                  for rows, piece in zip(self._rows, self._pieces, strict=True)]
+        return looked[0] if len(looked) == 1 else torch.cat(looked)
+
+    def truncate(self, lengths: Tensor) -> None:
+        if lengths.shape != self.lengths.shape or bool((lengths < 0).any() | (lengths > self.lengths).any()):
+            raise BadInputError(f"lengths {lengths.tolist()} must lie between 0 and what is held, "
+                                f"{self.lengths.tolist()}, one for each sequence.")
+        self.lengths = lengths.clone()
+        self._settle()
+
+    def fork(self, rows: list[int]) -> "PagedKVCache":
+        """A cache on the same pool whose sequences own the blocks of these rows, too; who writes first copies."""
+        if not rows or any(not 0 <= row < len(self.tables) for row in rows):
+            raise BadInputError(f"rows {rows} must name sequences from 0 to {len(self.tables) - 1}.")
+        self._settle()
+        return self.with_tables([self.tables[row].fork() for row in rows])
+
+    def free(self) -> None:
+        """Give every block back. The cache is then as new; the tables that it had are not."""
+        self._give_back([block for table in self.tables for block in table.free()])
+        self._take([BlockTable(self.pool) for _ in self.tables])
+
+    def _filled(self) -> tuple[int, int]:
+        """Slots with a token and slots in all, of the blocks in this cache's tables, each counted once."""
+        size, filled = self.pool.block_size, {}
+        for table, length in zip(self.tables, self.lengths.tolist(), strict=True):
+            for i, block in enumerate(table.blocks):
+                filled[block] = max(filled.get(block, 0), min(size, length - i * size), 0)
+        return sum(filled.values()), len(filled) * size
+
+    def _write(self, layer: int, k: Tensor, v: Tensor) -> None:
+        self._check_entries(k, v)
+        for slots, new in zip(self._slots_of[layer], (k.detach(), v.detach()), strict=True):
+            heads = new.transpose(0, 1)  # (K, B, T, D)
+            real = heads[:, :, : self._most].flatten(1, 2) if self._real is None else heads[self._real]
+            slots.index_copy_(1, self._to, real)
+
+    def _gathered(self, layer: int, piece: Tensor) -> Tensor:
+        """Keys and values of some sequences, (2, B, K, S, D), in memory that the next piece overwrites."""
+        size, width = self.pool.block_size, self.cfg.head_dim
+        out = self._scratch[: len(piece) * size * width].view(len(piece), size * width)
+        torch.index_select(self._blocks_of[layer], 0, piece, out=out)
+        return out.view(2, -1, self.cfg.n_kv_heads, self._n_row * size, width)[:, :, :, : self._end]
+
+    def _check_entries(self, k: Tensor, v: Tensor) -> None:
+        B, K, T, D = len(self.tables), self.cfg.n_kv_heads, k.shape[2] if k.ndim == 4 else 0, self.cfg.head_dim
+        for x in (k, v):
+            if (*x.shape,) != (B, K, T, D) or self._most > T or x.dtype != self._store.dtype:
+                raise BadInputError(f"keys or values are {x.dtype} {tuple(x.shape)}; this call reserved "
+                                    f"{self._store.dtype} {(B, K, self._most, D)}.")
+
+    def _settle(self) -> None:
+        """Take back what a call reserved and did not finish."""
+        self._give_back([block for table, length in zip(self.tables, self.lengths.tolist(), strict=True)
+                         for block in table.truncate(length)])
+
+    def _give_back(self, blocks: list[int]) -> None:
+        if blocks and self.poison:
+            self._store[:, :, :, blocks] = torch.nan
+
+    def _check_fit(self, held: list[int], new: list[int]) -> None:
+        for row, (h, n) in enumerate(zip(held, new, strict=True)):
+            if h + n > self.cfg.context:
+                raise BadInputError(f"sequence {row} holds {h} tokens and {n} more do not fit into the model's context "
+                                    f"of {self.cfg.context}; make the text shorter.")
+            if (blocks := -(-(h + n) // self.pool.block_size)) > self.pool.n_blocks:
+                what = f"sequence {row} with {h + n} tokens in blocks of {self.pool.block_size}"
+                raise OutOfBlocksError(blocks, self.pool.n_free, self.pool.n_blocks, what)
+        self.pool.require(blocks_needed(self.tables, new))
+
+    def _plan(self, held: list[int], new: list[int]) -> None:
+        """Where this call's tokens go and which blocks it gathers: once for all layers."""
+        self._most, self._end = max(new), max(table.length for table in self.tables)
+        self._to = torch.tensor([slot for table, h, n in zip(self.tables, held, new, strict=True)
+                                 for slot in table.slots(h, h + n)], dtype=torch.long)
+        self._real = None  # where each row's real tokens are; None: all rows have `_most`
+        if min(new) < self._most:
+            row, token = (torch.arange(self._most) < torch.tensor(new)[:, None]).nonzero(as_tuple=True)
+            self._real = slice(None), row, token
+        self._n_row = max(1, -(-self._end // self.pool.block_size))
+        padding = [self.pool.n_blocks] * self._n_row
+        blocks = torch.tensor([(table.blocks + padding)[: self._n_row] for table in self.tables])  # (B, blocks)
+        each = max(1, PIECE_BYTES // (self._n_row * self._store[0, :, :, 0].nbytes))
+        self._rows = [slice(i, i + each) for i in range(0, len(blocks), each)]
+        self._pieces = [(self._first + blocks[rows, None]).flatten() for rows in self._rows]  # of (2, B, K, blocks)
+        if self._scratch.numel() < (n := len(self._pieces[0]) * self._blocks_of[0].shape[1]):
+            with torch.inference_mode(False):  # or it could not be written outside of it
+                self._scratch = self._store.new_empty(n)
