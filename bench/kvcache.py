@@ -7,7 +7,7 @@ import torch
 
 from llmflation.calibrate import BITS, step_of
 from llmflation.cost.counts import decode_work, kv_bytes, prefill_work
-from llmflation.kvcache import ContiguousKVCache, KVCache
+from llmflation.kvcache import ContiguousKVCache
 from llmflation.linear import linear_path
 from llmflation.model import Transformer, generate
 from llmflation.paged import PagedKVCache
@@ -102,8 +102,8 @@ def paged_vs_contiguous(model: Transformer, batch: int, target: float, rounds: i
                         contexts: Sequence[int] = CONTEXTS) -> list[Row | str]:
     """A decode step over blocks in any order, beside one over memory in one piece."""
     cfg, dtype = model.cfg, model.embedding.weight.dtype
-    contiguous = [step_behind(model, ContiguousKVCache(cfg, batch, n + 1, dtype), n) for n in contexts]
-    paged = [step_behind(model, shuffled(model, batch, n + 1), n) for n in contexts]
+    contiguous = [step_of(model, batch, n) for n in contexts]
+    paged = [step_of(model, batch, n, shuffled(model, batch, n + 1)) for n in contexts]
     row = side_by_side(f"paged-vs-contiguous-b{batch}", one_by_one(contiguous), one_by_one(paged), target,
                        rounds=rounds)
     times = in_turns([*contiguous, *paged])
@@ -124,25 +124,6 @@ def shuffled(model: Transformer, batch: int, positions: int, block_size: int = 1
     for block in blocks:
         cache.pool.release(block)
     return cache
-
-
-def step_behind(model: Transformer, cache: KVCache, context: int) -> Callable[[], None]:
-    """A decode step of every sequence of an empty cache, filled with so many tokens each; what they say is no matter
-    to the time."""
-    batch, cfg = len(cache.lengths), model.cfg
-    n_new, tokens = torch.full((batch,), context), torch.zeros(batch, 1, dtype=torch.long)
-    keys = torch.randn(batch, cfg.n_kv_heads, context, cfg.head_dim, dtype=model.embedding.weight.dtype)
-    cache.reserve(n_new)
-    for layer in range(cfg.n_layers):
-        cache.append(layer, keys, keys)
-    cache.advance(n_new)
-    held = cache.lengths
-
-    @torch.inference_mode()
-    def step() -> None:
-        model(tokens, cache)
-        cache.truncate(held)
-    return step
 
 
 def prefix_reuse(model: Transformer, rounds: int, length: int = 1024, shared: int = 960) -> list[Row | str]:

@@ -78,7 +78,7 @@ def test_the_share_of_the_roofline_is_bytes_over_bandwidth_over_time(tiny, monke
 
 def test_every_call_of_a_step_reads_the_same_context(tiny, monkeypatch):
     cache, held, forward = ContiguousKVCache(CFG, 3, 41), [], tiny.forward
-    step = kvcache.step_behind(tiny, cache, 40)
+    step = kvcache.step_of(tiny, 3, 40, cache)
     monkeypatch.setattr(tiny, "forward", lambda tokens, *rest: held.append(cache.lengths.tolist())
                         or forward(tokens, *rest))
     step()

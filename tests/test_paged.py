@@ -168,6 +168,14 @@ def test_an_interrupted_call_is_taken_back(forked):
     assert ours.pool.n_used == (3 if forked else 2)
 
 
+def test_a_call_that_could_be_trained_stores_all_the_same():
+    ours = cache()
+    for text in ([1, 2], [3], [4, 5]):
+        scores = MODEL(torch.tensor([text]), ours)
+    torch.testing.assert_close(scores[0, -1], whole([1, 2, 3, 4, 5]), rtol=0, atol=1e-5)
+    assert not ours._store.requires_grad
+
+
 def test_a_pool_that_runs_out_loses_nothing():
     wanted = generate(MODEL, PROMPTS[:2], 20, ContiguousKVCache(CFG, 2))
     ours = cache(2, 11, 4)

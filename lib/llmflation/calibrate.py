@@ -11,7 +11,7 @@ from .cost.counts import kv_bytes, weight_bytes
 from .cost.roofline import Efficiency
 from .cost.serving import decode_step
 from .errors import bad_input
-from .kvcache import ContiguousKVCache
+from .kvcache import ContiguousKVCache, KVCache
 from .model import Transformer
 from .probe import ThisMachine
 from .timing import time_fn
@@ -40,13 +40,14 @@ def time_step(model: Transformer, batch: int, context: int, repeat: int = 7) -> 
                 timing.spread_s / timing.median_s)
 
 
-def step_of(model: Transformer, batch: int, context: int) -> Callable[[], object]:
-    """A decode step behind a cache that is full up to it. What stands in the cache does not matter to its time."""
+def step_of(model: Transformer, batch: int, context: int, cache: KVCache | None = None) -> Callable[[], object]:
+    """A decode step behind a cache that is full up to it: a contiguous one, or the empty one given. What stands in the
+    cache does not matter to its time."""
     if isinstance(context, bool) or not isinstance(context, int) or not 1 <= context < model.cfg.context:
         raise bad_input("context", context, f"a whole number from 1 to {model.cfg.context - 1}")
-    cache = ContiguousKVCache(model.cfg, batch, context + 1, model.embedding.weight.dtype)
-    one = torch.ones(batch, dtype=torch.long)
-    keys = torch.randn(batch, model.cfg.n_kv_heads, context, model.cfg.head_dim, dtype=model.embedding.weight.dtype)
+    dtype, one = model.embedding.weight.dtype, torch.ones(batch, dtype=torch.long)
+    cache = ContiguousKVCache(model.cfg, batch, context + 1, dtype) if cache is None else cache
+    keys = torch.randn(batch, model.cfg.n_kv_heads, context, model.cfg.head_dim, dtype=dtype)
     cache.reserve(context * one)
     for layer in range(model.cfg.n_layers):
         cache.append(layer, keys, keys)
