@@ -282,6 +282,7 @@ def freed():
     pytest.param(lambda: BlockPool(4, 2).share(-1), "block is -1", id="negative-block"),
     pytest.param(lambda: BlockPool(4, 2).share(1), "block 1 is free and cannot be shared", id="share-free"),
     pytest.param(lambda: BlockTable(BlockPool(4, 2), [1]), "block 1 is free", id="table-of-free"),
+    pytest.param(lambda: BlockTable(p := BlockPool(4, 2), p.allocate() * 2), "stands twice", id="block-twice"),
     pytest.param(lambda: table_of(BlockPool(4, 2), 3).append(-1), "n is -1", id="append"),
     pytest.param(lambda: table_of(BlockPool(4, 2), 3).truncate(4), "length is 4; allowed: up to the 3", id="beyond"),
     pytest.param(lambda: table_of(BlockPool(4, 2), 3).truncate(-1), "length is -1", id="negative-length"),

@@ -2,14 +2,17 @@
 
 import json
 import os
+from dataclasses import replace
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from llmflation import checkpoint
 from llmflation.checkpoint import CONFIG, SUMS, WEIGHTS, load_checkpoint, save_checkpoint
 from llmflation.config import ModelConfig
-from llmflation.errors import DataError
+from llmflation.errors import BadInputError, DataError
 from llmflation.model import Transformer
 
 CFG = ModelConfig(2, 32, 4, 2, 64, 50, context=32, tied_embeddings=True, rope_theta=50_000.0)
@@ -84,6 +87,9 @@ def edit(**change):
     pytest.param(edit(model_type="gpt2"), "model_type is 'gpt2'", id="family"),
     pytest.param(edit(num_attention_heads=5), "describes no model", id="heads"),
     pytest.param(edit(rope_parameters={"rope_type": "yarn"}), "rotary embedding is scaled", id="rope"),
+    pytest.param(edit(rope_parameters=[1]), "are .1., not names and values", id="rope-list"),
+    pytest.param(edit(rope_parameters=None, rope_theta="abc"), "describes no model", id="rope-text"),
+    pytest.param(edit(hidden_act="gelu"), "hidden_act is 'gelu'; only 'silu'", id="activation"),
 ])
 def test_a_broken_checkpoint_is_one_clear_error(saved, damage, says):
     damage(saved)
@@ -94,6 +100,21 @@ def test_a_broken_checkpoint_is_one_clear_error(saved, damage, says):
 def test_a_folder_that_is_none(tmp_path):
     with pytest.raises(DataError, match="a checkpoint is a folder with"):
         load_checkpoint(tmp_path / "nowhere")
+
+
+def test_a_full_disk_under_the_weights_is_one_clear_error(saved, monkeypatch):
+    def full(*_, **__):
+        raise SafetensorError("No space left on device (os error 28)")
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    with pytest.raises(DataError, match="could not be written .*No space left.* the old one, if any, is as it was"):
+        save_checkpoint(saved, CFG, Transformer(CFG, seed=2).state_dict())
+    load_checkpoint(saved)
+
+
+def test_a_window_that_the_layout_cannot_say_is_refused(tmp_path):
+    cfg = replace(CFG, sliding_window=4)
+    with pytest.raises(BadInputError, match="has a window of 4"):
+        save_checkpoint(tmp_path, cfg, Transformer(cfg).state_dict())
 
 
 @pytest.mark.parametrize("step", range(4))

@@ -66,10 +66,9 @@ def test_the_right_engine_writes_what_a_model_without_a_cache_writes(trace):
         tokens = list(engine.requests[step[1]].tokens) if step[1] in engine.requests else None
         try:
             written = do(engine, step)
-        except OutOfBlocksError:
-            return
         except LLMflationError:
-            continue  # what is no step changes nothing
+            assert tokens is None or engine.requests[step[1]].tokens == tokens
+            continue  # what is no step, or finds no block, changes nothing
         if step[0] == "step":
             assert written == next_token(tokens)
         engine.pool.check()

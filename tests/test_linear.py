@@ -14,7 +14,7 @@ from llmflation.kvcache import ContiguousKVCache
 from llmflation.linear import PATHS, Linear, linear_path, set_linear_path
 from llmflation.model import Transformer
 
-TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 0.04}
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 0.04, torch.float64: 1e-12}
 needs_packed = pytest.mark.skipif(not linear._works("packed", torch.float32), reason="no oneDNN here")
 
 
@@ -231,7 +231,7 @@ def test_the_fastest_is_taken_if_it_is_clearly_faster(timed, seconds, fastest):
 def test_many_vectors_are_widened_where_that_is_faster_and_nothing_else(timed):
     timed(plain=9, packed=1, vector=1, widened=3)
     assert linear_path(torch.bfloat16, linear.MANY) == "widened"
-    assert linear_path(torch.float32, linear.MANY) == "plain"  # as wide as it gets
+    assert linear_path(torch.float32, linear.MANY) == linear_path(torch.float64, linear.MANY) == "plain"
     timed(plain=1, packed=1, vector=1, widened=3)
     linear._fastest.cache_clear()
     assert linear_path(torch.bfloat16, linear.MANY) == "plain"

@@ -137,6 +137,21 @@ def test_a_cache_goes_in_and_out_of_inference_mode(model):
         torch.testing.assert_close(again[:, -1], model(torch.tensor([[1, 2, 3]]))[:, -1], rtol=0, atol=1e-5)
 
 
+def test_a_fork_made_in_inference_mode_goes_out_of_it(model):
+    held = cache()
+    with torch.inference_mode():
+        model(torch.tensor([[1, 2]]), held)
+        twin, made = held.fork([0]), cache()
+    with torch.no_grad():
+        torch.testing.assert_close(model(torch.tensor([[3]]), twin), model(torch.tensor([[3]]), held), rtol=0, atol=0)
+        model(torch.tensor([[3]]), made)
+
+
+def test_a_cache_keeps_no_gradients(model):
+    held = cache()
+    assert model(torch.tensor([[1, 2]]), held).requires_grad and not held._store.requires_grad
+
+
 def test_the_caches_bytes_are_counted_by_hand():
     assert cache(3, 10).nbytes == 2 * 2 * 3 * 2 * 10 * 12 * 4  # layers, k and v, batch, heads, tokens, width, float32
 
@@ -188,6 +203,18 @@ def test_top_k_and_top_p_keep_what_they_say():
     assert Sampler(1.0, top_k=99).probabilities(logits)[0].tolist() == pytest.approx([0.5, 0.3, 0.15, 0.05])
 
 
+def test_of_equal_scores_no_more_than_k_are_kept():
+    assert (Sampler(1.0, top_k=2).probabilities(torch.tensor([[3.0, 3.0, 3.0, 1.0]])) > 0).sum() == 2
+
+
+def test_a_tiny_temperature_is_greedy_and_half_precision_loses_nothing():
+    scores = torch.tensor([[1.0, 5.0, 2.0]])
+    assert Sampler(1e-38).probabilities(scores)[0].tolist() == [0, 1, 0]
+    many = torch.zeros(1, 50_000, dtype=torch.bfloat16)
+    kept = (Sampler(1.0, top_p=0.5).probabilities(many) > 0).sum()
+    assert abs(int(kept) - 25_000) < 100
+
+
 def test_temperature_zero_takes_the_highest_and_the_first_of_equals():
     assert Sampler()(torch.tensor([[1.0, 5.0, 5.0], [2.0, 1.0, 0.0]])).tolist() == [1, 0]
 
@@ -225,6 +252,12 @@ def test_broken_scores_are_named_and_not_turned_into_a_word():
     pytest.param(lambda m: generate(m, [[1]], -1, cache()), "max_new_tokens is -1", id="negative-count"),
     pytest.param(lambda m: m(torch.tensor([[1, 2]]), cache(1, 1)), "2 more do not fit into 1", id="small-cache"),
     pytest.param(lambda m: m(torch.tensor([[1, 2]]), cache(2)), "n_new is .* for each of 2", id="batch"),
+    pytest.param(lambda m: m(torch.tensor([[5]]), cache(3), torch.tensor([1, 1, 1])), "tokens of 1 sequences, and",
+                 id="one-text-for-three"),
+    pytest.param(lambda m: cache().reserve(torch.tensor([-1])), "n_new is -1", id="negative-new"),
+    pytest.param(lambda m: cache().reserve(torch.tensor([1, 1])), "one number for each of 1", id="two-new"),
+    pytest.param(lambda m: Transformer(CFG).bfloat16()(torch.tensor([[1]]), cache()), "values are torch.bfloat16",
+                 id="dtype"),
     pytest.param(lambda m: cache(0), "batch is 0", id="no-batch"),
     pytest.param(lambda m: cache(1, 65), "capacity is 65; allowed: .*at most the model's context of 64", id="capacity"),
     pytest.param(lambda m: cache().fork([1]), r"rows \[1\] must name", id="fork"),

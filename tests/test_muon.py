@@ -48,5 +48,8 @@ def test_a_matrix_without_gradient_stays_where_it_is():
     assert torch.equal(q.detach(), torch.ones(4, 8)) and not torch.equal(p.detach(), torch.ones(4, 8))
 
 
-def test_the_format_is_the_processors(monkeypatch):
-    assert fast_format() == (torch.bfloat16 if torch.ops.mkldnn._is_mkldnn_bf16_supported() else torch.float32)
+@pytest.mark.parametrize(("avx", "amx"), [(True, False), (False, True), (False, False)])
+def test_the_format_is_the_processors(monkeypatch, avx, amx):
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    assert fast_format() == (torch.bfloat16 if avx or amx else torch.float32)

@@ -168,6 +168,21 @@ def test_an_interrupted_call_is_taken_back(forked):
     assert ours.pool.n_used == (3 if forked else 2)
 
 
+@torch.no_grad()
+def test_an_interrupt_before_the_copy_on_write_is_taken_back(monkeypatch):
+    ours = cache(1, 8, 4)
+    MODEL(torch.tensor([[1, 2, 3]]), ours)
+    twin = ours.fork([0])
+    monkeypatch.setattr(PagedKVCache, "_prepare", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        MODEL(torch.tensor([[9]]), twin)
+    monkeypatch.undo()
+    assert twin.tables[0].blocks == ours.tables[0].blocks and ours.pool.n_used == 1
+    for held in (twin, ours):
+        scores = MODEL(torch.tensor([[4, 5]]), held)[0, -1]
+        torch.testing.assert_close(scores, whole([1, 2, 3, 4, 5]), rtol=0, atol=1e-5)
+
+
 def test_a_call_that_could_be_trained_stores_all_the_same():
     ours = cache()
     for text in ([1, 2], [3], [4, 5]):
@@ -266,8 +281,13 @@ def freed_table():
     pytest.param(lambda: cache().reserve(torch.tensor([65])), "65 more do not fit into the model's context of 64",
                  id="context"),
     pytest.param(lambda: cache().truncate(torch.tensor([1])), "between 0 and what is held", id="beyond"),
-    pytest.param(lambda: cache().truncate(torch.tensor([-1])), r"lengths \[-1\] must lie", id="negative-length"),
+    pytest.param(lambda: cache().truncate(torch.tensor([-1])), r"lengths \[-1\] must be", id="negative-length"),
     pytest.param(lambda: cache().truncate(torch.tensor([0, 0])), "one for each sequence", id="two-lengths"),
+    pytest.param(lambda: cache().truncate(torch.tensor([0.0])), "must be whole numbers", id="float-length"),
+    pytest.param(lambda: cache().truncate(torch.tensor([torch.nan])), "must be whole numbers", id="nan-length"),
+    pytest.param(lambda: cache().reserve(torch.tensor([1, 1])), "one number for each of 1", id="two-counts"),
+    pytest.param(lambda: (c := cache()).with_tables(c.tables), "block table 0 belongs to a cache", id="table-taken"),
+    pytest.param(lambda: (c := cache()).with_tables([BlockTable(c.pool)] * 2), "block table 1 belongs", id="twice"),
     pytest.param(lambda: cache().fork([1]), r"rows \[1\] must name sequences from 0 to 0", id="fork"),
     pytest.param(lambda: cache().fork([]), r"rows \[\] must name", id="fork-none"),
     pytest.param(lambda: cache().with_tables([BlockTable(BlockPool(4, 16))]), "not all of this cache's",

@@ -151,7 +151,9 @@ def test_nothing_leaks_over_hundreds_of_requests():
         try:
             words = generate(MODEL, [prompt], 3, cache)[0]
         except OutOfBlocksError:
-            cache.free()
+            if draw.random() < 0.5:
+                cache.free()
+            del cache  # or just drop it
         else:
             assert words == answers.setdefault(tuple(prompt), words)
             waiting.append((cache, [prompt + words], cache.fork([0, 0])))
@@ -181,7 +183,8 @@ def test_the_bytes_are_those_of_the_pool():
     (lambda p: p.open([[1], []]), "prompt 1 has 0 tokens"),
     (lambda p: p.open([["a"]]), "prompt 0 holds something that is no token id"),
     (lambda p: p.close(p.open([TEXT]), [TEXT[1:]]), "tokens of sequence 0 do not begin with its prompt of 32"),
-    (lambda p: p.close(p.open([TEXT, [1]]), [TEXT]), "tokens of sequence 1 do not begin with its prompt of 1"),
+    (lambda p: p.close(p.open([TEXT, [1]]), [TEXT]), "tokens of 1 sequences came; this cache was opened for 2"),
+    (lambda p: p.close(p.open([TEXT]), [TEXT, [1]]), "tokens of 2 sequences came; this cache was opened for 1"),
     (lambda p: p.close(PrefixCache(CFG, 8).open([TEXT]), [TEXT]), "not open here"),
     (lambda p: [p.close(cache, [TEXT]) for cache in [p.open([TEXT])] * 2], "not open here"),
     (lambda p: PrefixCache(CFG, 0), "n_blocks is 0"),

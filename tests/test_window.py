@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from itertools import pairwise
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -257,6 +258,30 @@ def test_two_tokens_cannot_be_taken_back_one_by_one(model, tokens):
     with pytest.raises(BadInputError, match="sequence 1 cannot go back to 10 tokens"):
         cache.truncate(torch.tensor([11, 10, 10]))
     assert cache.lengths.tolist() == [12, 11, 11]
+
+
+def interrupted(model, tokens, cache):
+    """A call that ends when the first layer has stored its keys."""
+    with patch.object(model.blocks[1], "forward", lambda *_: 1 / 0), pytest.raises(ZeroDivisionError):
+        model(tokens, cache)
+
+
+@torch.no_grad()
+def test_what_an_interrupted_call_has_overwritten_is_not_looked_back_at(model, tokens):
+    cache = WindowKVCache(model.cfg, 3)
+    model(tokens[:, :12], cache)
+    interrupted(model, tokens[:, 12:17], cache)
+    assert cache.lengths.tolist() == [12] * 3
+    with pytest.raises(BadInputError, match="was interrupted has overwritten what the next token looks back at; free"):
+        model(tokens[:, 12:17], cache)
+    cache.free()
+    assert_near(model(tokens, cache), model(tokens))
+    cache.free()
+    model(tokens[:, :12], cache)
+    interrupted(model, tokens[:, 12:13], cache)
+    with pytest.raises(BadInputError, match="cannot go back to 11"):
+        cache.truncate(torch.full((3,), 11))
+    assert_near(model(tokens[:, 12:13], cache), model(tokens)[:, 12:13])  # one token more is the same one token more
 
 
 @pytest.mark.parametrize("call, says", [

@@ -30,6 +30,11 @@ class BlockPool:
         """Blocks that somebody owns, the keeper included."""
         return self.n_blocks - len(self._free)
 
+    @property
+    def n_available(self) -> int:
+        """Blocks that are free or that the keeper could give up."""
+        return self.n_free + (len(self.keeper.evictable(self.n_blocks)) if self.keeper else 0)
+
     def owners(self, block: int) -> int:
         """How many own this block; 0: it is free."""
         if isinstance(block, bool) or not isinstance(block, int) or not 0 <= block < self.n_blocks:
@@ -38,9 +43,8 @@ class BlockPool:
 
     def require(self, n: int) -> None:
         """OutOfBlocksError unless `n` blocks are free or can be made free; nothing changes."""
-        short = n - self.n_free
-        if short > 0 and short > (kept := len(self.keeper.evictable(short)) if self.keeper else 0):
-            raise OutOfBlocksError(n, self.n_free + kept, self.n_blocks)
+        if n > self.n_free and n > (available := self.n_available):
+            raise OutOfBlocksError(n, available, self.n_blocks)
 
     def allocate(self, n: int = 1) -> list[int]:
         """`n` blocks with one owner each, or OutOfBlocksError and none. The keeper gives up what was not used for
@@ -82,10 +86,13 @@ class BlockTable:
     the caller owns, like those that `PrefixIndex.match` found."""
 
     def __init__(self, pool: BlockPool, blocks: Sequence[int] = ()):
-        for block in blocks:
+        for i, block in enumerate(blocks):
             if pool.owners(block) == 0:
                 raise BadInputError(f"block {block} is free; a table can take over only blocks that are owned.")
+            if block in blocks[:i]:
+                raise BadInputError(f"block {block} stands twice in this table; each of its tokens has one place.")
         self.pool, self.blocks, self.length = pool, list(blocks), len(blocks) * pool.block_size
+        self.taken = False  # by a cache that stores for it
         self._freed = False
 
     def append(self, n: int) -> list[tuple[int, int]]:
@@ -130,11 +137,24 @@ class BlockTable:
         twin.length = self.length
         return twin
 
+    def put_back(self, blocks: Sequence[int], length: int) -> None:
+        """Undo an `append`: own these blocks again, those from before it, and what came since no more."""
+        for block in blocks:
+            self.pool.share(block)
+        for block in self.blocks:
+            self.pool.release(block)
+        self.blocks, self.length = list(blocks), length
+
     def free(self) -> list[int]:
         """Give every block back, for good; those that became free."""
         freed = self.truncate(0)
         self._freed = True
         return freed
+
+    @property
+    def in_use(self) -> bool:
+        """Whether it was not freed yet."""
+        return not self._freed
 
     def check_in_use(self) -> None:
         """BadInputError once the sequence was freed."""

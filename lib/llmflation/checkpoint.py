@@ -27,6 +27,9 @@ def save_checkpoint(folder, cfg: ModelConfig, state: dict[str, Tensor], dtype: t
     checksums of old and new both count. So an interruption or a full disk leaves a checkpoint that loads. `dtype`
     converts the weights (torch.bfloat16 halves a float32 model).
     """
+    if cfg.sliding_window is not None:
+        raise BadInputError(f"{cfg.name or 'this model'} has a window of {cfg.sliding_window}, which this layout "
+                            "cannot say; save its weights with a configuration without one.")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: t.to(dtype or t.dtype).contiguous() for name, t in to_hugging_face(state, cfg).items()}
@@ -39,6 +42,9 @@ def save_checkpoint(folder, cfg: ModelConfig, state: dict[str, Tensor], dtype: t
         write_text(folder / CONFIG, json.dumps(_hugging_face_config(cfg, kind), indent=2) + "\n")
         os.replace(fresh, folder / WEIGHTS)
         write_text(folder / SUMS, f"{sums[0]}  {WEIGHTS}\n")
+    except SafetensorError as error:
+        raise DataError(f"could not be written ({error}); the old one, if any, is as it was. Make room and try again.",
+                        file=WEIGHTS) from None
     finally:
         fresh.unlink(missing_ok=True)
     return folder
@@ -158,14 +164,18 @@ def _read_config(path: Path) -> ModelConfig:
     if not isinstance(found, dict) or found.get("model_type") != "llama":
         kind = found.get("model_type") if isinstance(found, dict) else type(found).__name__
         raise DataError(f"model_type is {kind!r}; only the Llama family ('llama') can be read here.", file=CONFIG)
+    if (activation := found.get("hidden_act", "silu")) != "silu":
+        raise DataError(f"hidden_act is {activation!r}; only 'silu' can be built here.", file=CONFIG)
     rope = found.get("rope_parameters") or {}
+    if not isinstance(rope, dict):
+        raise DataError(f"rope_parameters are {rope!r}, not names and values; fetch it again.", file=CONFIG)
     if scaled := (found.get("rope_scaling") or (rope if rope.get("rope_type", "default") != "default" else None)):
         raise DataError(f"the rotary embedding is scaled ({scaled}), which cannot be built yet.", file=CONFIG)
     try:
         known = {ours: found[theirs] for ours, theirs in _FIELDS.items() if theirs in found}
-        return ModelConfig(**{"n_kv_heads": None} | known, head_dim=found.get("head_dim"),
+        return ModelConfig(**{"n_kv_heads": None, "norm_eps": 1e-6} | known, head_dim=found.get("head_dim"),
                            rope_theta=float(rope.get("rope_theta") or found.get("rope_theta") or 10_000.0))
-    except (BadInputError, TypeError) as error:
+    except (BadInputError, TypeError, ValueError) as error:
         raise DataError(f"describes no model that can be built: {error}", file=CONFIG) from None
 
 

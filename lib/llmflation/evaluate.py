@@ -103,7 +103,8 @@ def accuracy(model: Transformer, domains: str | Iterable[str] | None = None, spl
     """The share of `n` held-out problems of each domain (all if left out) that a toy answers exactly, greedily.
 
     UnknownNameError for a domain or split that does not exist, BadInputError for n below 1 and for a model that does
-    not read the toy's bytes. A small domain repeats problems: the interval is about all that it can draw.
+    not read the toy's bytes. A small domain repeats problems, and five look-ups share a list: the intervals take each
+    for a draw of its own and are about all that can be drawn so.
 
     >>> accuracy(load_toy(), "sums").mean  # doctest: +SKIP
     0.888

@@ -42,10 +42,16 @@ def load_gguf(path, dtype: torch.dtype = torch.float32) -> GGUF:
     known = _Fields(reader, path.name)
     if (architecture := known["general.architecture"]) != "llama":
         raise DataError(f"holds a model of the {architecture!r} family; only 'llama' can be read here.", file=path.name)
-    cfg = _config(known, {t.name for t in reader.tensors})
     tensors = {t.name: t for t in reader.tensors}
+    try:
+        cfg = _config(known, set(tensors))
+    except BadInputError as error:
+        raise DataError(f"describes no model that can be built: {error}", file=path.name) from None
+    if scaled := [key for key in reader.fields if key.startswith("llama.rope.scaling")]:
+        raise DataError(f"the rotary embedding is scaled ({scaled[0]}), which cannot be built yet.", file=path.name)
+    _check_names(set(tensors), cfg, path.name)
     kinds = known["tokenizer.ggml.token_type"]
-    return GGUF(cfg, _state(tensors, cfg, dtype, path.name), known["tokenizer.ggml.tokens"],
+    return GGUF(cfg, _state(tensors, cfg, dtype), known["tokenizer.ggml.tokens"],
                 known["tokenizer.ggml.merges"], [i for i, kind in enumerate(kinds) if kind == 3],
                 known["tokenizer.ggml.pre"], known["tokenizer.chat_template"], known["tokenizer.ggml.eos_token_id"])
 
@@ -77,12 +83,20 @@ _LAYER = {"attention_norm.weight": ("attn_norm",), "attention.qkv.weight": ("att
           "feed_forward.gate_up.weight": ("ffn_gate", "ffn_up"), "feed_forward.down.weight": ("ffn_down",)}
 
 
-def _state(tensors: dict, cfg: ModelConfig, dtype: torch.dtype, file: str) -> dict[str, Tensor]:
+def _check_names(found: set[str], cfg: ModelConfig, file: str) -> None:
+    """DataError that lists every tensor that is missing and every one that is unknown."""
+    wanted = {name for ours, name in _OUTER.items() if ours != "head.weight" or not cfg.tied_embeddings}
+    wanted |= {f"blk.{i}.{part}.weight" for i in range(cfg.n_layers) for parts in _LAYER.values() for part in parts}
+    wrong = [f"{name} is missing" for name in sorted(wanted - found)]
+    wrong += [f"{name} is unknown" for name in sorted(found - wanted)]
+    if wrong:
+        raise DataError(f"the weights do not fit the configuration: {'; '.join(wrong)}.", file=file)
+
+
+def _state(tensors: dict, cfg: ModelConfig, dtype: torch.dtype) -> dict[str, Tensor]:
     from gguf.quants import dequantize
 
     def read(name: str) -> Tensor:
-        if name not in tensors:
-            raise DataError(f"has no tensor {name!r}, which {cfg.n_layers} layers need.", file=file)
         values = dequantize(tensors[name].data, tensors[name].tensor_type)
         weight = (torch.from_numpy(values) if values.flags.writeable else torch.tensor(values)).to(dtype)
         heads = {"attn_q": cfg.n_heads, "attn_k": cfg.n_kv_heads}.get(name.split(".")[-2])

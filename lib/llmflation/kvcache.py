@@ -5,12 +5,45 @@ an `attend` for each layer, one `advance`.
 Letters as in `layers`: B sequences, T new tokens, S positions, K key-value heads, D width of a head.
 """
 
+from copy import copy
+
 import torch
 from torch import Tensor
 
 from .config import ModelConfig
-from .errors import BadInputError, bad_input
+from .errors import BadInputError, bad_input, check_whole
 from .layers import attend
+
+
+def whole_counts(n_new: Tensor, rows: int) -> list[int]:
+    """New tokens of each of `rows` sequences; BadInputError for another number of them, and for negative ones."""
+    counts = n_new.tolist()
+    if len(counts) != rows:
+        raise BadInputError(f"n_new is {counts}; allowed: one number for each of {rows} sequences.")
+    return [check_whole("n_new", n, 0) for n in counts]
+
+
+def check_lengths(lengths: Tensor, held: Tensor) -> None:
+    """BadInputError unless `lengths` are whole numbers from 0 to what is held, one for each sequence."""
+    if (lengths.dtype != torch.long or lengths.shape != held.shape
+            or bool((lengths < 0).any() | (lengths > held).any())):
+        raise BadInputError(f"lengths {lengths.tolist()} must be whole numbers between 0 and what is held, "
+                            f"{held.tolist()}, one for each sequence.")
+
+
+def check_rows(rows: list[int], held: int) -> None:
+    """BadInputError unless `rows` name sequences of the `held` that there are."""
+    if not rows or any(not 0 <= row < held for row in rows):
+        raise BadInputError(f"rows {rows} must name sequences from 0 to {held - 1}.")
+
+
+def check_entries(entries: tuple[Tensor, ...], wanted: tuple[int, int, int], most: int, dtype: torch.dtype) -> None:
+    """BadInputError unless all are (B, K, T, D), `wanted` being (B, K, D), T at least `most`, and of this `dtype`."""
+    for x in entries:
+        if x.ndim != 4 or (x.shape[0], x.shape[1], x.shape[3]) != wanted or x.shape[2] < most or x.dtype != dtype:
+            B, K, D = wanted
+            raise BadInputError(f"keys or values are {x.dtype} {tuple(x.shape)}; this call reserved "
+                                f"{dtype} {(B, K, most, D)}.")
 
 
 class KVCache:
@@ -57,7 +90,8 @@ class ContiguousKVCache(KVCache):
                 allowed = "a whole number of 1 or more" + (f", at most the model's context of {most}" if most else "")
                 raise bad_input(name, value, allowed)
         shape = (cfg.n_layers, 2, batch, cfg.n_kv_heads, capacity, cfg.head_dim)
-        self._store = torch.zeros(shape, dtype=dtype)
+        with torch.inference_mode(False):  # or it could not be written outside of it
+            self._store = torch.zeros(shape, dtype=dtype)
         self.lengths = torch.zeros(batch, dtype=torch.long)  # tokens held of each sequence
         self.capacity = capacity
 
@@ -68,13 +102,13 @@ class ContiguousKVCache(KVCache):
 
     def reserve(self, n_new: Tensor) -> None:
         """Make out where the `n_new` (B,) tokens of this call go, behind what is there; refuse what would not fit."""
-        held, new = self.lengths.tolist(), n_new.tolist()
+        held, new = self.lengths.tolist(), whole_counts(n_new, len(self.lengths))
         ends = [h + n for h, n in zip(held, new, strict=True)]
         for b, end in enumerate(ends):
             if end > self.capacity:
                 raise BadInputError(f"sequence {b} holds {held[b]} tokens and {new[b]} more do not fit into "
                                     f"{self.capacity}; make the cache larger or the text shorter.")
-        self._end = max(ends)
+        self._end, self._most = max(ends), max(new)
         if len(set(held)) == len(set(new)) == 1:  # all alike: one slice
             self._stored, self._taken = (..., slice(held[0], ends[0]), slice(None)), (..., slice(new[0]), slice(None))
         else:
@@ -85,23 +119,20 @@ class ContiguousKVCache(KVCache):
         """Store this call's keys and values (B, K, T, D) of one layer at the places reserved; return all positions
         that any sequence fills, (B, K, S, D)."""
         keys, values = self._store[layer]
-        keys[self._stored], values[self._stored] = k[self._taken], v[self._taken]
+        check_entries((k, v), (*keys.shape[:2], keys.shape[3]), self._most, keys.dtype)
+        keys[self._stored], values[self._stored] = k.detach()[self._taken], v.detach()[self._taken]
         return keys[:, :, : self._end], values[:, :, : self._end]
 
     def truncate(self, lengths: Tensor) -> None:
-        if lengths.shape != self.lengths.shape or bool((lengths < 0).any() | (lengths > self.lengths).any()):
-            raise BadInputError(f"lengths {lengths.tolist()} must lie between 0 and what is held, "
-                                f"{self.lengths.tolist()}, one for each sequence.")
+        check_lengths(lengths, self.lengths)
         self.lengths = lengths.clone()
 
     def fork(self, rows: list[int]) -> "ContiguousKVCache":
         """A new cache whose sequences are copies of these rows; a row may be named more than once."""
-        held = len(self.lengths)
-        if not rows or any(not 0 <= row < held for row in rows):
-            raise BadInputError(f"rows {rows} must name sequences from 0 to {held - 1}.")
-        twin = object.__new__(ContiguousKVCache)
-        twin._store, twin.lengths = self._store[:, :, rows].clone(), self.lengths[rows].clone()
-        twin.capacity = self.capacity
+        check_rows(rows, len(self.lengths))
+        twin = copy(self)
+        with torch.inference_mode(False):
+            twin._store, twin.lengths = self._store[:, :, rows].clone(), self.lengths[rows].clone()
         return twin
 
     def free(self) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from .config import ModelConfig
 from .errors import bad_input
-from .kvcache import ContiguousKVCache
+from .kvcache import ContiguousKVCache, check_entries
 from .layers import RMSNorm, attend, rope_table, rotate
 from .linear import Linear
 
@@ -85,20 +85,17 @@ class LatentKVCache(ContiguousKVCache):
     def __init__(self, cfg: ModelConfig, batch: int, capacity: int | None = None, dtype=torch.float32):
         with torch.device("meta"):  # no memory: less is needed than for keys and values
             super().__init__(_checked(cfg), batch, capacity, dtype)
-        self._store = torch.zeros((cfg.n_layers, 1, batch, 1, self.capacity, cfg.kv_lora_rank + cfg.qk_rope_head_dim),
-                                  dtype=dtype)
+        with torch.inference_mode(False):
+            self._store = torch.zeros((cfg.n_layers, 1, batch, 1, self.capacity,
+                                       cfg.kv_lora_rank + cfg.qk_rope_head_dim), dtype=dtype)
         self.lengths = torch.zeros(batch, dtype=torch.long)
 
     def append(self, layer: int, latents: Tensor) -> Tensor:
         """Store this call's latents (B, 1, T, R + P) of one layer; return those of all positions, (B, 1, S, R + P)."""
         store = self._store[layer, 0]
-        store[self._stored] = latents[self._taken]
+        check_entries((latents,), (len(store), 1, store.shape[3]), self._most, store.dtype)
+        store[self._stored] = latents.detach()[self._taken]
         return store[:, :, : self._end]
-
-    def fork(self, rows: list[int]) -> "LatentKVCache":
-        twin = super().fork(rows)
-        twin.__class__ = LatentKVCache
-        return twin
 
 
 @torch.no_grad()

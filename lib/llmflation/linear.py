@@ -139,7 +139,7 @@ def linear_path(dtype: torch.dtype = torch.float32, vectors: int = 1) -> str:
 def _for_many(dtype: torch.dtype) -> str:
     """Plain or widened, whichever is set or fastest: for a prompt the others gain nothing."""
     if _path == "auto":
-        return "plain" if dtype == torch.float32 else _fastest(dtype, MANY)
+        return _fastest(dtype, MANY) if _works("widened", dtype) else "plain"
     return _path if _path == "widened" and _works(_path, dtype) else "plain"
 
 
@@ -167,8 +167,8 @@ def _fastest(dtype: torch.dtype, vectors: int) -> str:
 @functools.cache
 def _works(name: str, dtype: torch.dtype) -> bool:
     """Whether a small product comes out right: not every build of PyTorch has every operator, or every processor."""
-    if name == "widened" and dtype == torch.float32:
-        return False  # it is as wide as it gets
+    if name == "widened" and dtype not in (torch.bfloat16, torch.float16):
+        return False  # as wide as it gets, or wider
     layer, x = _trial_layer(32, 64, dtype), torch.ones(1, 1, 32, dtype=dtype)
     try:
         return torch.equal(PATHS[name](layer, x), torch.full((1, 1, 64), 32.0, dtype=dtype))

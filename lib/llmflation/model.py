@@ -59,7 +59,7 @@ class Transformer(nn.Module):
         B, T = _checked(tokens, self.cfg.vocab_size).shape
         n_new = torch.full((B,), T) if n_new is None else n_new
         held = torch.zeros(B, dtype=torch.long) if cache is None else cache.lengths
-        _check_fit(self.cfg, held.tolist(), n_new.tolist(), T)
+        _check_fit(self.cfg, held.tolist(), n_new.tolist(), B, T)
         if cache is not None:
             cache.reserve(n_new)
         positions = (held[:, None] + torch.arange(T)).clamp(max=self.cfg.context - 1)  # (B, T); padding is clamped
@@ -141,9 +141,11 @@ def _checked(tokens: Tensor, vocab_size: int) -> Tensor:
     return tokens
 
 
-def _check_fit(cfg: ModelConfig, held: list[int], n_new: list[int], T: int) -> None:
+def _check_fit(cfg: ModelConfig, held: list[int], n_new: list[int], B: int, T: int) -> None:
     if len(n_new) != len(held) or not all(0 <= n <= T for n in n_new):
         raise BadInputError(f"n_new is {n_new}; allowed: one number from 0 to {T} for each of {len(held)} sequences.")
+    if len(held) != B:
+        raise BadInputError(f"there are tokens of {B} sequences, and the cache is made for {len(held)}.")
     for row, total in enumerate(map(add, held, n_new)):
         if total > cfg.context:
             raise BadInputError(f"sequence {row} would reach {total} tokens, and the model's context is {cfg.context}; "
@@ -159,7 +161,9 @@ def generate(model: Transformer, prompts: Sequence[Sequence[int]], max_new_token
     read. `sampler` chooses from the scores (greedy if left out) and draws with `generator`.
 
     Whatever ends it early, an interrupt or a pool without blocks, carries what was written until then as `written`:
-    with that behind each prompt, and the same cache, another call goes on where this one stopped.
+    with that behind each prompt, and the same cache, another call goes on where this one stopped. Where the cache
+    holds a prompt to its last token, of a row that `stop` ended or after an interrupt of the sampler, truncate it by
+    one before.
     """
     written: list[list[int]] = [[] for _ in prompts]
     try:

@@ -14,13 +14,15 @@ COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the quintic; its slope at zero is
 
 
 def fast_format() -> torch.dtype:
-    """The number format in which this processor multiplies matrices fastest in training: bfloat16 if it has the
-    instructions, else float32. Asked of the processor, not timed, so that a run that is resumed does not change it."""
-    return torch.bfloat16 if torch.ops.mkldnn._is_mkldnn_bf16_supported() else torch.float32
+    """The number format in which this processor multiplies matrices fastest in training: bfloat16 if it has
+    instructions for it, else float32. Asked, not timed, so that a run that is resumed does not change it."""
+    has_it = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return torch.bfloat16 if has_it else torch.float32
 
 
 def orthogonalized(matrix: Tensor, dtype: torch.dtype, rounds: int = 5) -> Tensor:
-    """The matrix (N, M) with all its singular values made nearly 1 (0.7 to 1.2) by Newton-Schulz rounds in `dtype`."""
+    """The matrix (N, M) with all but its smallest singular values made nearly 1 (0.7 to 1.2), by Newton-Schulz rounds
+    in `dtype`."""
     a, b, c = COEFFICIENTS
     tall = matrix.shape[0] > matrix.shape[1]
     x = matrix.to(dtype, copy=True)
@@ -49,7 +51,9 @@ class Muon(torch.optim.Optimizer):
                 if p.grad is None:
                     continue
                 state = self.state[p]
-                buffer = state.setdefault("momentum_buffer", torch.zeros_like(p.grad))
+                if not state:
+                    state["momentum_buffer"] = torch.zeros_like(p.grad)
+                buffer = state["momentum_buffer"]
                 buffer.lerp_(p.grad, 1 - momentum)
                 update = orthogonalized(p.grad.lerp(buffer, momentum), self.dtype)
                 p.mul_(1 - lr * group["weight_decay"])

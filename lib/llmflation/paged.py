@@ -16,7 +16,7 @@ from torch import Tensor
 from .blocks import BlockPool, BlockTable, blocks_needed
 from .config import ModelConfig
 from .errors import BadInputError, OutOfBlocksError, check_whole
-from .kvcache import KVCache
+from .kvcache import KVCache, check_entries, check_lengths, check_rows, whole_counts
 from .layers import attend
 
 PIECE_BYTES = 3 * 2**20  # of keys and values gathered at once: a share of most processors' last cache
@@ -45,14 +45,18 @@ class PagedKVCache(KVCache):
         if not tables or any(table.pool is not self.pool for table in tables):
             raise BadInputError(f"{len(tables)} block tables, not all of this cache's pool; "
                                 "give one or more that were made with `BlockTable(cache.pool)`.")
-        for table in tables:
+        for i, table in enumerate(tables):
             table.check_in_use()
+            if table.taken or any(table is other for other in tables[:i]):
+                raise BadInputError(f"block table {i} belongs to a cache already; fork it to go on from it twice.")
         twin = copy(self)
         twin._take(tables)
         return twin
 
     def _take(self, tables: Sequence[BlockTable]) -> None:
         self.tables = list(tables)
+        for table in tables:
+            table.taken = True
         self.lengths = torch.tensor([table.length for table in tables])
         self._scratch = self._store.new_empty(0)
 
@@ -73,19 +77,28 @@ class PagedKVCache(KVCache):
 
     def reserve(self, n_new: Tensor) -> None:
         self._settle()
-        new = [check_whole("n_new", n, 0) for n in n_new.tolist()]
+        new = whole_counts(n_new, len(self.tables))
         held = [table.length for table in self.tables]
         self._check_fit(held, new)
-        last = [table.blocks[-1:] for table in self.tables]
-        copies = [pair for table, n in zip(self.tables, new, strict=True) for pair in table.append(n)]
-        # The rest of a block that is taken and not filled is gathered, too: it must not hold what was there before.
-        if begun := [table.blocks[-1] for table, before in zip(self.tables, last, strict=True)
-                     if table.length % self.pool.block_size and table.blocks[-1:] != before]:
+        before = [(table, list(table.blocks), table.length) for table in self.tables]
+        try:
+            copies = [pair for table, n in zip(self.tables, new, strict=True) for pair in table.append(n)]
+            self._prepare(copies, [blocks for _, blocks, _ in before])
+            self._plan(held, new)
+        except BaseException:  # an interrupt by hand is one, too
+            for table, blocks, length in before:
+                table.put_back(blocks, length)
+            raise
+
+    def _prepare(self, copies: list[tuple[int, int]], before: list[list[int]]) -> None:
+        """Copy what is shared and will be written. The rest of a block that is taken and not filled is gathered, too:
+        it must not hold what was there before."""
+        if begun := [table.blocks[-1] for table, blocks in zip(self.tables, before, strict=True)
+                     if table.length % self.pool.block_size and table.blocks[-1:] != blocks[-1:]]:
             self._store[:, :, :, begun] = 0
         if copies:
             old, fresh = zip(*copies, strict=True)
             self._store[:, :, :, list(fresh)] = self._store[:, :, :, list(old)]
-        self._plan(held, new)
 
     def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         self._write(layer, k, v)
@@ -99,16 +112,13 @@ class PagedKVCache(KVCache):
         return looked[0] if len(looked) == 1 else torch.cat(looked)
 
     def truncate(self, lengths: Tensor) -> None:
-        if lengths.shape != self.lengths.shape or bool((lengths < 0).any() | (lengths > self.lengths).any()):
-            raise BadInputError(f"lengths {lengths.tolist()} must lie between 0 and what is held, "
-                                f"{self.lengths.tolist()}, one for each sequence.")
+        check_lengths(lengths, self.lengths)
         self.lengths = lengths.clone()
         self._settle()
 
     def fork(self, rows: list[int]) -> "PagedKVCache":
         """A cache on the same pool whose sequences own the blocks of these rows, too; who writes first copies."""
-        if not rows or any(not 0 <= row < len(self.tables) for row in rows):
-            raise BadInputError(f"rows {rows} must name sequences from 0 to {len(self.tables) - 1}.")
+        check_rows(rows, len(self.tables))
         self._settle()
         return self.with_tables([self.tables[row].fork() for row in rows])
 
@@ -126,7 +136,8 @@ class PagedKVCache(KVCache):
         return sum(filled.values()), len(filled) * size
 
     def _write(self, layer: int, k: Tensor, v: Tensor) -> None:
-        self._check_entries(k, v)
+        wanted = len(self.tables), self.cfg.n_kv_heads, self.cfg.head_dim
+        check_entries((k, v), wanted, self._most, self._store.dtype)
         for slots, new in zip(self._slots_of[layer], (k.detach(), v.detach()), strict=True):
             heads = new.transpose(0, 1)  # (K, B, T, D)
             real = heads[:, :, : self._most].flatten(1, 2) if self._real is None else heads[self._real]
@@ -138,13 +149,6 @@ class PagedKVCache(KVCache):
         out = self._scratch[: len(piece) * size * width].view(len(piece), size * width)
         torch.index_select(self._blocks_of[layer], 0, piece, out=out)
         return out.view(2, -1, self.cfg.n_kv_heads, self._n_row * size, width)[:, :, :, : self._end]
-
-    def _check_entries(self, k: Tensor, v: Tensor) -> None:
-        B, K, T, D = len(self.tables), self.cfg.n_kv_heads, k.shape[2] if k.ndim == 4 else 0, self.cfg.head_dim
-        for x in (k, v):
-            if (*x.shape,) != (B, K, T, D) or self._most > T or x.dtype != self._store.dtype:
-                raise BadInputError(f"keys or values are {x.dtype} {tuple(x.shape)}; this call reserved "
-                                    f"{self._store.dtype} {(B, K, self._most, D)}.")
 
     def _settle(self) -> None:
         """Take back what a call reserved and did not finish."""
@@ -162,7 +166,7 @@ class PagedKVCache(KVCache):
                                     f"of {self.cfg.context}; make the text shorter.")
             if (blocks := -(-(h + n) // self.pool.block_size)) > self.pool.n_blocks:
                 what = f"sequence {row} with {h + n} tokens in blocks of {self.pool.block_size}"
-                raise OutOfBlocksError(blocks, self.pool.n_free, self.pool.n_blocks, what)
+                raise OutOfBlocksError(blocks, self.pool.n_available, self.pool.n_blocks, what)
         self.pool.require(blocks_needed(self.tables, new))
 
     def _plan(self, held: list[int], new: list[int]) -> None:

@@ -7,7 +7,7 @@ beginnings; `close` keeps what was read and written for the next one, until its 
 from collections.abc import Sequence
 from itertools import chain, count
 from operator import index
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, finalize
 
 import torch
 from torch import nn
@@ -67,20 +67,23 @@ class PrefixCache:
         self.tokens_asked += sum(map(len, texts))
         self.tokens_found += int(cache.lengths.sum())
         self._opened[cache] = key, texts
+        finalize(cache, _give_back, cache.tables).atexit = False  # if it is dropped, after an error perhaps
         return cache
 
     def close(self, cache: PagedKVCache, tokens: Sequence[Sequence[int]]) -> None:
         """Keep the full blocks of what each sequence holds, its prompt and what was written behind it, and free it.
 
         BadInputError for a cache that is not open here, and for `tokens` that do not begin with its prompts; nothing
-        has changed then. A cache that is freed without this leaves nothing behind.
+        has changed then. A cache that is freed or dropped without this leaves nothing behind.
         """
         key, prompts = self._opened.get(cache, (None, None))
         if prompts is None:
             raise BadInputError("this cache is not open here; close a cache once, where it was opened.")
         texts = _texts(tokens)
+        if len(texts) != len(prompts):
+            raise BadInputError(f"tokens of {len(texts)} sequences came; this cache was opened for {len(prompts)}.")
         for row, prompt in enumerate(prompts):
-            if row >= len(texts) or texts[row][: len(prompt)] != prompt:
+            if texts[row][: len(prompt)] != prompt:
                 raise BadInputError(f"the tokens of sequence {row} do not begin with its prompt of {len(prompt)}; give "
                                     "for each sequence its prompt and what was written, prompt + written.")
         for text, table, held in zip(texts, cache.tables, cache.lengths.tolist()):
@@ -104,6 +107,12 @@ class PrefixCache:
             key = next(self._next_key)
             self._keys[model] = key, state, weights
         return key
+
+
+def _give_back(tables: Sequence[BlockTable]) -> None:
+    for table in tables:
+        if table.in_use:
+            table.free()
 
 
 def _keyed(key: int | None, tokens: list[int]) -> list:

@@ -37,9 +37,11 @@ class Sampler:
             raise BadInputError(f"the scores of sequence {row} hold NaN or infinity: the model's weights are broken.")
         if self.temperature == 0:
             return torch.zeros_like(logits).scatter_(-1, logits.argmax(-1, keepdim=True), 1.0)
-        p = torch.softmax(logits / self.temperature, dim=-1)
+        logits = logits.float()  # sums over a large vocabulary need more than the 8 bits of bfloat16
+        p = torch.softmax((logits - logits.amax(-1, keepdim=True)) / max(self.temperature, 1e-30), dim=-1)
         if self.top_k and self.top_k < p.shape[-1]:
-            p = p * (p >= p.topk(self.top_k, dim=-1).values[:, -1:])
+            kept = p.topk(self.top_k, dim=-1)
+            p = torch.zeros_like(p).scatter_(-1, kept.indices, kept.values)
         if self.top_p < 1:
             ordered, order = p.sort(dim=-1, descending=True, stable=True)
             before = ordered.cumsum(-1) - ordered  # the mass of what ranks higher, before each token

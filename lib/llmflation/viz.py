@@ -281,7 +281,7 @@ def step_parts(steps: dict[str, StepParts]) -> Picture:
         said.append(f"{name} {step.matrices_s / step.step_s:.0%} in its matrix products")
     ax.annotate("reading alone", (100 * step.reading_s / step.step_s, y + 0.3), xytext=(0, -2), ha="center", va="top",
                 textcoords="offset points", fontsize=8.5)
-    ax.set(xlim=(0, 101), ylim=(len(steps) - 0.4, -0.75))
+    ax.set(xlim=(0, max(101, *(105 * s.reading_s / s.step_s for s in steps.values()))), ylim=(len(steps) - 0.4, -0.75))
     ax.set_xlabel("share of a decode step (%)")
     return picture(figure, f"Bar chart of where one decode step's time goes, in percent: {'; '.join(said)}. "
                            "A tick marks how long reading the weights at memory speed would take.")

@@ -4,14 +4,12 @@ Its places form a ring: token p of a sequence lies at place p % window, where it
 just gone out of sight. Letters as in `kvcache`; R places of a ring.
 """
 
-from copy import copy
-
 import torch
 from torch import Tensor
 
 from .config import ModelConfig
 from .errors import BadInputError, bad_input
-from .kvcache import ContiguousKVCache
+from .kvcache import ContiguousKVCache, check_entries, whole_counts
 from .layers import attend, window_of
 
 
@@ -26,9 +24,10 @@ class WindowKVCache(ContiguousKVCache):
             super().__init__(cfg, batch, capacity, dtype)
         _, *layer, width = self._store.shape
         self.window = min(cfg.sliding_window, self.capacity)
-        self._store = torch.zeros((cfg.n_global_layers, *layer, width), dtype=dtype)
-        layer[-1] = self.window
-        self._rings = torch.zeros((cfg.n_layers - cfg.n_global_layers, *layer, width), dtype=dtype)
+        with torch.inference_mode(False):
+            self._store = torch.zeros((cfg.n_global_layers, *layer, width), dtype=dtype)
+            layer[-1] = self.window
+            self._rings = torch.zeros((cfg.n_layers - cfg.n_global_layers, *layer, width), dtype=dtype)
         near = [window_of(cfg, i) is not None for i in range(cfg.n_layers)]
         self._home = [(near[i], near[:i].count(near[i])) for i in range(cfg.n_layers)]  # windowed or not, which of them
         self.lengths, self._lost = (torch.zeros(batch, dtype=torch.long) for _ in range(2))  # the first _lost are gone
@@ -38,9 +37,15 @@ class WindowKVCache(ContiguousKVCache):
         return self._store.nbytes + self._rings.nbytes
 
     def reserve(self, n_new: Tensor) -> None:
+        new = torch.tensor(whole_counts(n_new, len(self.lengths)))
+        lost = torch.where(self.lengths == 0, 0, self._lost)
+        if ((new > 0) & ((self.lengths - self.window + 1).clamp(min=0) < lost)).any():
+            raise BadInputError("a call that was interrupted has overwritten what the next token looks back at; free "
+                                "the cache and read the text again.")
         super().reserve(n_new)
-        held, new = self.lengths.tolist(), n_new.tolist()
+        held, new = self.lengths.tolist(), new.tolist()
         self._ends, self._shown = self.lengths + n_new, (None, None)
+        self._lost = torch.maximum(lost, self._ends - self.window)  # also if this call ends half-way
         self._alike = len(set(held)) == len(set(new)) == 1
         if self._alike and new[0] == 1:  # a step of a batch: one slice
             place = held[0] % self.window
@@ -56,6 +61,7 @@ class WindowKVCache(ContiguousKVCache):
         if not windowed:
             return attend(q, *self.append(index, k, v), mask)
         ring, T = self._rings[index], k.shape[2]
+        check_entries((k, v), (*ring.shape[1:3], ring.shape[4]), self._most, ring.dtype)
         if T == 1 or self._end <= self.window:  # a token that is overwritten now is out of sight of the new ones
             seen = self._mask_of(mask, self._ends.clamp(min=1), 0)
             self._store_in(ring, k, v)
@@ -67,7 +73,7 @@ class WindowKVCache(ContiguousKVCache):
         return attend(q, keys, values, seen)
 
     def _store_in(self, ring: Tensor, k: Tensor, v: Tensor) -> None:
-        ring[0][self._into], ring[1][self._into] = k[self._from], v[self._from]
+        ring[0][self._into], ring[1][self._into] = k.detach()[self._from], v.detach()[self._from]
 
     def _mask_of(self, mask: Tensor | None, held: Tensor, behind: int) -> Tensor | None:
         """The mask over positions as one over the places of a ring that holds `held` (B,) tokens of each sequence,
@@ -88,10 +94,6 @@ class WindowKVCache(ContiguousKVCache):
             self._shown = mask, mask.gather(-1, at) & there
         return self._shown[1]
 
-    def advance(self, n_new: Tensor) -> None:
-        super().advance(n_new)
-        self._lost = torch.maximum(self._lost, self.lengths - self.window)
-
     def truncate(self, lengths: Tensor) -> None:
         """Forget the last tokens. BadInputError where the window of what is left reaches back to tokens that were
         overwritten: of a sequence longer than the window only its last token can be forgotten, or all."""
@@ -106,9 +108,9 @@ class WindowKVCache(ContiguousKVCache):
         self._lost = torch.where(lengths == 0, 0, self._lost)
 
     def fork(self, rows: list[int]) -> "WindowKVCache":
-        whole, twin = super().fork(rows), copy(self)
-        twin._store, twin.lengths = whole._store, whole.lengths
-        twin._rings, twin._lost = self._rings[:, :, rows].clone(), self._lost[rows].clone()
+        twin = super().fork(rows)
+        with torch.inference_mode(False):
+            twin._rings, twin._lost = self._rings[:, :, rows].clone(), self._lost[rows].clone()
         return twin
 
     def free(self) -> None:
