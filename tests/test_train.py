@@ -5,6 +5,7 @@ import random
 import subprocess
 import sys
 import time
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -37,11 +38,14 @@ def same(a, b) -> bool:
 
 # --- what is read -----------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("step", [0, 700, 2599])
+@pytest.mark.parametrize("step", [0, 700, 2499])
 def test_a_step_reads_each_domain_as_often_and_weighs_each_document_alike(step):
     recipe = Recipe()
     found = batches(recipe, step)
     assert sum(len(b.inputs) for b in found) == recipe.documents
+    numbers = range(step * recipe.documents, (step + 1) * recipe.documents)
+    seen = Counter(training.training_document(recipe.seed, n, recipe.difficulty(step), 256).domain for n in numbers)
+    assert seen == dict.fromkeys(DOMAINS, recipe.documents // len(DOMAINS))
     for b in found:
         torch.testing.assert_close(b.weights.sum(1), torch.full((len(b.weights),), 1.2 / recipe.documents))
         answers = (b.weights * b.in_answer).sum(1) * recipe.documents
@@ -183,7 +187,9 @@ def test_a_finished_run_leaves_checkpoint_curve_and_facts(tmp_path):
 
 def test_a_finished_run_does_nothing_more(tmp_path):
     run(TINY, tmp_path)
+    before = {p: p.stat().st_mtime_ns for p in tmp_path.iterdir()}
     assert run(TINY, tmp_path) == []
+    assert before == {p: p.stat().st_mtime_ns for p in tmp_path.iterdir()}
 
 
 # --- bad input --------------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ import pytest
 import torch
 from transformers import MistralConfig, MistralForCausalLM
 
+from llmflation import model as model_file
 from llmflation.checkpoint import from_hugging_face
 from llmflation.config import ModelConfig
 from llmflation.cost.counts import kv_bytes
@@ -264,6 +265,16 @@ def interrupted(model, tokens, cache):
     """A call that ends when the first layer has stored its keys."""
     with patch.object(model.blocks[1], "forward", lambda *_: 1 / 0), pytest.raises(ZeroDivisionError):
         model(tokens, cache)
+
+
+@torch.no_grad()
+def test_a_window_that_is_ignored_at_one_token_would_be_seen(model, tokens, monkeypatch):
+    """nanochat 452."""
+    right = model_file._mask
+    monkeypatch.setattr(model_file, "_mask", lambda positions, held, n_new, size, window: right(
+        positions, held, n_new, size, None if positions.shape[1] == 1 else window))
+    with pytest.raises(AssertionError, match="Tensor-likes are not close"):
+        assert_near(read(model, tokens, ContiguousKVCache(model.cfg, 3), [1] * 40), model(tokens))
 
 
 @torch.no_grad()

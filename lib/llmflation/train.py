@@ -35,7 +35,7 @@ from .muon import Muon, fast_format
 
 TOY = ModelConfig(4, 512, 8, 2, 1536, VOCAB_SIZE, context=CONTEXT, tied_embeddings=True, name="toy")
 QUARTER = ModelConfig(4, 256, 4, 1, 768, VOCAB_SIZE, context=CONTEXT, tied_embeddings=True, name="quarter")
-STATE, CURVE = "state.safetensors", "loss_curve.csv"
+STATE, CURVE, DONE = "state.safetensors", "loss_curve.csv", "training.json"
 _COLUMNS = "step,tokens,loss,answer_bits_per_byte,rest_bits_per_byte,minutes"
 
 
@@ -223,6 +223,8 @@ def train(recipe: Recipe, folder, *, save_every: int = 100, stop_at: int | None 
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     run = Run.resume(folder, recipe)
+    if run.step == 0:
+        (folder / DONE).unlink(missing_ok=True)  # of a run that was deleted
     end = min(recipe.steps, stop_at or recipe.steps)
     while run.step < end:
         began = time.perf_counter()
@@ -233,7 +235,7 @@ def train(recipe: Recipe, folder, *, save_every: int = 100, stop_at: int | None 
         if run.step % save_every == 0 or run.step == end:
             run.save(folder)
         yield {**numbers, "step": run.step, "tokens": run.tokens, "seconds": run.seconds}
-    if run.step == recipe.steps:
+    if run.step == recipe.steps and not (folder / DONE).exists():
         _finish(run, folder)
 
 
@@ -247,7 +249,7 @@ def _finish(run: Run, folder: Path) -> None:
              "torch": torch.__version__, "threads": torch.get_num_threads(), "machine": _machine(),
              "products_in": str(run.format).removeprefix("torch."),
              "scores": judged(trained.float()) if cfg.context >= CONTEXT else None}
-    write_text(folder / "training.json", json.dumps(facts, indent=1) + "\n")
+    write_text(folder / DONE, json.dumps(facts, indent=1) + "\n")
 
 
 def judged(model: Transformer) -> dict:
