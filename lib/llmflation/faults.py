@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from zlib import crc32
 
-from .blocks import BlockPool, BlockTable
+from .blocks import BlockPool, BlockTable, blocks_needed
 from .errors import BadInputError, LLMflationError, bad_input, unknown_name
 from .prefix_index import PrefixIndex
 
@@ -55,13 +55,14 @@ class SmallEngine:
         places = self.places(request)
         if not places:
             raise BadInputError(f"{name!r} has 0 tokens to read, so that there are no scores for the next one.")
-        request.table.append(1)  # room for the next token, or nothing has changed
+        self.pool.require(blocks_needed([request.table], [1]))  # or nothing has changed
         for at in places:
             seen = tuple(self.slots.get(slot) for slot in request.table.slots(0, at))
             [slot] = request.table.slots(at, at + 1)
             self.slots[slot] = mark(seen, request.tokens[at])
         self.index.insert(request.tokens[: places.stop], request.table.blocks)
         request.tokens.append(self.slots[slot])
+        request.table.append(1)
         request.held, request.to_read = places.stop, 1
         return request.tokens[-1]
 
