@@ -8,7 +8,7 @@ import torch
 from llmflation.config import ModelConfig, model_config
 from llmflation.errors import BadInputError
 from llmflation.kvcache import ContiguousKVCache
-from llmflation.layers import FEW, RMSNorm, attend
+from llmflation.layers import FUSED_NORMS, RMSNorm, attend
 from llmflation.model import Transformer, generate, stream
 from llmflation.sampling import Sampler
 
@@ -290,7 +290,7 @@ def test_what_cannot_be_built_is_refused_before_any_memory_is_taken(name, what):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("tokens", [1, FEW, FEW + 1])
+@pytest.mark.parametrize("tokens", [1, FUSED_NORMS, FUSED_NORMS + 1])
 def test_a_norm_of_few_vectors_is_that_of_many(dtype, tokens):
     """They go different ways; a channel far above the others, and all below epsilon, are the hard cases."""
     numbers = torch.Generator().manual_seed(0)

@@ -183,6 +183,16 @@ def test_an_interrupt_before_the_copy_on_write_is_taken_back(monkeypatch):
         torch.testing.assert_close(scores, whole([1, 2, 3, 4, 5]), rtol=0, atol=1e-5)
 
 
+@torch.no_grad()
+def test_a_cache_made_in_inference_mode_goes_out_of_it():
+    with torch.inference_mode():
+        ours = cache(1, 8, 4)
+        MODEL(torch.tensor([[1, 2, 3]]), ours)
+        twin = ours.fork([0])
+    for held in (twin, ours):
+        torch.testing.assert_close(MODEL(torch.tensor([[4]]), held)[0, -1], whole([1, 2, 3, 4]), rtol=0, atol=1e-5)
+
+
 def test_a_call_that_could_be_trained_stores_all_the_same():
     ours = cache()
     for text in ([1, 2], [3], [4, 5]):

@@ -5,6 +5,7 @@ an `attend` for each layer, one `advance`.
 Letters as in `layers`: B sequences, T new tokens, S positions, K key-value heads, D width of a head.
 """
 
+from abc import ABC, abstractmethod
 from copy import copy
 
 import torch
@@ -46,18 +47,18 @@ def check_entries(entries: tuple[Tensor, ...], wanted: tuple[int, int, int], mos
                                 f"{dtype} {(B, K, most, D)}.")
 
 
-class KVCache:
+class KVCache(ABC):
     """What every cache offers. `lengths` (B,) counts the tokens that it holds of each sequence."""
 
     lengths: Tensor
 
+    @abstractmethod
     def reserve(self, n_new: Tensor) -> None:
         """Make out where this call's `n_new` (B,) tokens go. Refuse what would not fit, and change nothing then."""
-        raise NotImplementedError
 
+    @abstractmethod
     def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Store this call's keys and values (B, K, T, D) of one layer; return those of all positions, (B, K, S, D)."""
-        raise NotImplementedError
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         """Store this call's keys and values of one layer, then let its queries (B, H, T, D) look at all of them."""
@@ -67,17 +68,17 @@ class KVCache:
         """Count the tokens that every layer has now stored."""
         self.lengths = self.lengths + n_new  # not in place: it may have been made under inference_mode
 
+    @abstractmethod
     def truncate(self, lengths: Tensor) -> None:
         """Forget the last tokens: keep `lengths` (B,) of each sequence."""
-        raise NotImplementedError
 
+    @abstractmethod
     def fork(self, rows: list[int]) -> "KVCache":
         """A cache whose sequences go on from these rows, each for itself; a row may be named more than once."""
-        raise NotImplementedError
 
+    @abstractmethod
     def free(self) -> None:
         """Forget everything; the memory stays for the next sequences."""
-        raise NotImplementedError
 
 
 class ContiguousKVCache(KVCache):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from .config import ModelConfig
 from .linear import Linear
 
-FEW = 16  # vectors up to which calling an operator takes longer than what it does
+FUSED_NORMS = 16  # vectors up to which calling an operator takes longer than what it does
 
 
 class RMSNorm(nn.Module):
@@ -23,7 +23,7 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:  # (B, T, C) -> (B, T, C)
         width = x.shape[-1]
-        if x.numel() > FEW * width:
+        if x.numel() > FUSED_NORMS * width:
             return F.rms_norm(x, (width,), self.weight, self.eps)
         # x beside -x has the mean 0, and x's mean square as its variance: one fused operator instead of seven
         both, weights = torch.cat((x, -x), dim=-1), torch.cat((self.weight, self.weight))

@@ -34,9 +34,11 @@ class PagedKVCache(KVCache):
         check_whole("batch", batch)
         self.cfg, self.pool, self.poison = cfg, BlockPool(n_blocks, block_size), poison
         # One block more than the pool has: zeros, gathered where a sequence is shorter than the longest.
-        self._store = torch.zeros(cfg.n_layers, 2, cfg.n_kv_heads, n_blocks + 1, block_size, cfg.head_dim, dtype=dtype)
-        self._slots_of = [layer.flatten(2, 3) for layer in self._store]  # (2, K, slots, D) each
-        self._blocks_of = [layer.view(-1, block_size * cfg.head_dim) for layer in self._store]  # a row a head's block
+        shape = cfg.n_layers, 2, cfg.n_kv_heads, n_blocks + 1, block_size, cfg.head_dim
+        with torch.inference_mode(False):  # or it could not be written outside of it
+            self._store = torch.zeros(shape, dtype=dtype)
+            self._slots_of = [layer.flatten(2, 3) for layer in self._store]  # (2, K, slots, D) each
+            self._blocks_of = [layer.view(-1, block_size * cfg.head_dim) for layer in self._store]  # a row a block
         self._first = torch.arange(2 * cfg.n_kv_heads).view(2, 1, -1, 1) * (n_blocks + 1)  # each head's first row
         self._take([BlockTable(self.pool) for _ in range(batch)])
 

@@ -14,24 +14,19 @@ START = -1  # what stands before a first block
 
 
 class PrefixIndex:
-    """Full blocks by what they hold. `hits` and `lookups` count tokens, found and asked for."""
+    """Full blocks by what they hold."""
 
     def __init__(self, pool: BlockPool):
         if pool.keeper is not None:
             raise BadInputError("the pool has a prefix index already; use that one, `pool.keeper`.")
         pool.keeper = self
-        self.pool, self.hits, self.lookups = pool, 0, 0
+        self.pool = pool
         self._block: dict[tuple[int, tuple[int, ...]], int] = {}  # (block before, tokens) -> block
         self._key: dict[int, tuple[int, tuple[int, ...]]] = {}  # the other way; least recently used first
         self._children = Counter()  # how many blocks stand behind each
 
     def __len__(self) -> int:
         return len(self._key)
-
-    @property
-    def hit_rate(self) -> float:
-        """Share of the tokens asked for that were found; 0 before the first question."""
-        return self.hits / self.lookups if self.lookups else 0.0
 
     def match(self, tokens: Sequence[int]) -> list[int]:
         """The blocks of the longest beginning of `tokens` that is known, each now owned by the caller, too.
@@ -46,7 +41,6 @@ class PrefixIndex:
             found.append(block)
             before = block
         self._touch(found)
-        self.hits, self.lookups = self.hits + len(found) * self.pool.block_size, self.lookups + len(tokens)
         return found
 
     def insert(self, tokens: Sequence[int], blocks: Sequence[int]) -> None:
