@@ -131,14 +131,14 @@ def test_a_weight_is_packed_once(monkeypatch):
 
 
 @needs_packed
-def test_a_large_batch_goes_through_packed_weights_in_parts(monkeypatch):
+def test_many_go_through_packed_weights_in_parts(monkeypatch):
     set_linear_path("packed")
     made, parts, product = layer(), [], torch.ops.mkldnn._linear_pointwise
     check(made)  # packs, and tries the path
     monkeypatch.setattr(torch.ops.mkldnn, "_linear_pointwise",
                         lambda x, *rest: parts.append(x.numel() // x.shape[-1]) or product(x, *rest))
-    check(made, linear.MOST)
-    assert parts == [linear.FEW] * (linear.MOST // linear.FEW) and len(parts) > 1
+    check(made, linear.MANY)
+    assert parts == [linear.FEW] * (linear.MANY // linear.FEW) and len(parts) > 1
 
 
 @needs_packed
@@ -173,15 +173,6 @@ def test_training_takes_the_plain_path_and_gets_its_gradients(path):
     x.requires_grad_(True)
     made(x).sum().backward()
     torch.testing.assert_close(x.grad[0, 0], made.weight.sum(0))
-
-
-@pytest.mark.parametrize("path", [path for path in PATHS if path != "widened"])
-def test_many_vectors_take_the_plain_path(path):
-    set_linear_path(path)
-    made, x = layer(512, 512), torch.randn(5, linear.MOST // 4, 512)
-    assert torch.equal(made(x), F.linear(x, made.weight)) and made._packed is None
-    made(x[:4])
-    assert (made._packed is not None) == (linear_path() == "packed")
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -228,16 +219,13 @@ def test_the_fastest_is_taken_if_it_is_clearly_faster(timed, seconds, fastest):
     assert linear_path() == fastest  # chosen once
 
 
-def test_many_vectors_are_widened_where_that_is_faster_and_nothing_else(timed):
-    timed(plain=9, packed=1, vector=1, widened=3)
+def test_many_vectors_choose_for_themselves(timed):
+    timed(plain=9, packed=5, vector=1, widened=3)
     assert linear_path(torch.bfloat16, linear.MANY) == "widened"
-    assert linear_path(torch.float32, linear.MANY) == linear_path(torch.float64, linear.MANY) == "plain"
+    assert linear_path(torch.float32, linear.MANY) == "packed"  # nothing to widen, and more than one vector
     timed(plain=1, packed=1, vector=1, widened=3)
+    assert linear_path(torch.bfloat16, linear.MOST) == "plain"
     linear._fastest.cache_clear()
-    assert linear_path(torch.bfloat16, linear.MANY) == "plain"
-    set_linear_path("widened")
-    assert linear_path(torch.bfloat16, linear.MANY) == "widened"
-    set_linear_path("packed")
     assert linear_path(torch.bfloat16, linear.MANY) == "plain"
 
 

@@ -18,7 +18,7 @@ CLEARLY = 1.1  # how many times as fast as plain a path must be to be taken
 SEVERAL = 16  # vectors of the second trial
 MANY = 256  # and of the third
 FEW = 64  # vectors that one packed product takes at its best; more go through it in parts of so many
-MOST = 2 * FEW  # a large batch; more vectors are a prompt, for which packing gains little and rounds more
+MOST = 2 * FEW  # a large batch; more vectors are a prompt
 ROWS = 16_384  # of a weight that are widened at a time: a head's copy need not be held whole
 
 
@@ -110,9 +110,8 @@ _times_set = 0
 
 def set_linear_path(name: str) -> None:
     """Take one path from now on: "plain" (`F.linear`), "packed" (oneDNN's kernels on a second, reordered copy of each
-    weight; up to MOST vectors), "vector" (`torch.mv` for a single one), "widened" (bfloat16 weights made float32 for
-    each product: fast where the processor cannot multiply bfloat16), or "auto", the fastest here. Results differ by
-    rounding alone.
+    weight), "vector" (`torch.mv` for a single one), "widened" (bfloat16 weights made float32 for each product: fast
+    where the processor cannot multiply bfloat16), or "auto", the fastest here. Results differ by rounding alone.
 
     A path that this machine or this PyTorch does not have is plain. UnknownNameError for another name.
     """
@@ -129,18 +128,9 @@ def linear_path(dtype: torch.dtype = torch.float32, vectors: int = 1) -> str:
     >>> linear_path(torch.bfloat16)
     'plain'
     """
-    if vectors > MOST:
-        return _for_many(dtype)
     if _path == "auto":
-        return _fastest(dtype, SEVERAL if vectors > 1 else 1)
+        return _fastest(dtype, 1 if vectors == 1 else SEVERAL if vectors <= MOST else MANY)
     return _path if _works(_path, dtype) else "plain"
-
-
-def _for_many(dtype: torch.dtype) -> str:
-    """Plain or widened, whichever is set or fastest: for a prompt the others gain nothing."""
-    if _path == "auto":
-        return _fastest(dtype, MANY) if _works("widened", dtype) else "plain"
-    return _path if _path == "widened" and _works(_path, dtype) else "plain"
 
 
 @functools.cache
@@ -151,7 +141,7 @@ def _fastest(dtype: torch.dtype, vectors: int) -> str:
     count = 4 if many else TRIAL_BYTES // (width * rows * dtype.itemsize)
     layers = [_trial_layer(width, rows, dtype) for _ in range(count)]
     x = torch.ones(vectors, 1, width, dtype=dtype)
-    names = [n for n in PATHS if n == "plain" or (_works(n, dtype) and (n == "widened" or not many))]
+    names = [n for n in PATHS if n == "plain" or (_works(n, dtype) and not (many and n == "vector"))]
     times = {name: [float("inf")] * count for name in names}
     for _ in range(4):  # in turns, the best of each product: other programs disturb for longer than one takes
         for name, best in times.items():
