@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from llmflation import probe
-from llmflation.calibrate import Step, fit, predicted_s, step_of, time_step
+from llmflation.calibrate import Step, fit, predicted_s, step_of, sum_steps, time_step
 from llmflation.config import ModelConfig
 from llmflation.cost.roofline import Efficiency
 from llmflation.errors import BadInputError
@@ -72,3 +72,22 @@ def test_a_format_that_cannot_be_multiplied_has_no_rate(monkeypatch):
 
     monkeypatch.setattr(torch, "_int_mm", refuse)
     assert probe._product_flops("int8", width=16) is None and probe._product_flops("fp32", width=16) > 0
+
+
+@pytest.mark.parametrize("timed", [(2, 100), (2, 7, 40, 100), (100, 2, 51)])
+@pytest.mark.parametrize("first, last", [(2, 100), (2, 3), (7, 40), (9, 88), (50, 50)])
+def test_steps_add_up_and_between_lengths_they_lie_on_straight_lines(timed, first, last):
+    assert sum_steps({n: 3 + 2 * n for n in timed}, first, last) == pytest.approx(
+        sum(3 + 2 * n for n in range(first, last)))
+
+
+def test_a_bend_counts_where_it_is():
+    assert sum_steps({0: 0, 2: 2, 4: 8}, 0, 4) == 0 + 1 + 2 + 5
+
+
+@pytest.mark.parametrize("step_s, first, last, found", [
+    ({2: 1.0, 9: 2.0}, 1, 9, "first is 1; allowed: 2 to 9"), ({2: 1.0, 9: 2.0}, 2, 10, "last is 10; allowed: 2 to 9"),
+    ({}, 1, 2, "first is 1; allowed: nothing")])
+def test_lengths_that_were_not_timed_are_refused(step_s, first, last, found):
+    with pytest.raises(BadInputError, match=found):
+        sum_steps(step_s, first, last)

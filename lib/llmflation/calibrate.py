@@ -1,8 +1,9 @@
 """The cost model on this machine: time a few steps of a model, fit what the machine loses, predict the others."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import torch
 
@@ -38,6 +39,22 @@ def time_step(model: Transformer, batch: int, context: int, repeat: int = 7) -> 
     timing = time_fn(run, repeat=repeat, warmup=2)
     return Step(model.cfg, batch, context, model.embedding.weight.dtype, timing.median_s,
                 timing.spread_s / timing.median_s)
+
+
+def sum_steps(step_s: Mapping[int, float], first: int, last: int) -> float:
+    """Seconds of all steps from length `first` up to, not including, `last`, one after the other, given those of a few
+    lengths: in between, on straight lines. BadInputError where the lengths given do not reach so far.
+
+    >>> sum_steps({1: 1.0, 3: 3.0}, 1, 3)
+    3.0
+    """
+    timed = sorted(step_s)
+    for name, value in (("first", first), ("last", last)):
+        if not timed or not timed[0] <= value <= timed[-1]:
+            span = f"{timed[0]} to {timed[-1]}, what was timed" if timed else "nothing: no length was timed"
+            raise bad_input(name, value, span)
+    return sum(step_s[a] + (step_s[b] - step_s[a]) * (n - a) / (b - a)
+               for a, b in pairwise(timed) for n in range(max(a, first), min(b, last)))
 
 
 def step_of(model: Transformer, batch: int, context: int, cache: KVCache | None = None) -> Callable[[], object]:
