@@ -1,6 +1,7 @@
 """Multi-head latent attention: both ways to decode, beside DeepSeek-V3's attention, and what its cache weighs."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from llmflation.config import ModelConfig, model_config
 from llmflation.cost.counts import count_params, kv_bytes, kv_bytes_per_token
 from llmflation.errors import BadInputError
 from llmflation.latent import LatentAttention, LatentKVCache, read, variants
+from llmflation.model import Transformer, generate
 
 MLA = {"kv_lora_rank": 24, "qk_nope_head_dim": 16, "qk_rope_head_dim": 8, "v_head_dim": 12}
 FULL = ModelConfig(1, 48, 4, None, 96, 61, context=64, norm_eps=1e-6, **MLA)
@@ -76,10 +78,11 @@ def causal(n, dtype=torch.float32):
     return torch.full((n, n), torch.finfo(dtype).min).triu(1)[None, None]
 
 
-@torch.no_grad()
-@pytest.mark.parametrize("interleave", [True, False])
-@pytest.mark.parametrize("absorb", WAYS.values(), ids=WAYS)
-def test_it_is_deepseeks_attention_whole_and_step_by_step(layer, x, interleave, absorb):
+# --- the laws ------------------------------------------------------------------------------------------------
+
+
+def is_deepseeks(layer, x, absorb, interleave=False):
+    """Whole and step by step, the outputs are those of DeepSeek's attention with the same weights, and the cache is."""
     layer.kv_norm.weight.uniform_(0.5, 2)  # ones would hide a norm in the wrong place
     other, past, cfg = theirs(layer, interleave), DynamicCache(), layer.cfg
     wanted = other(x, their_tables(cfg, 0, 30), causal(30))[0]
@@ -96,11 +99,22 @@ def test_it_is_deepseeks_attention_whole_and_step_by_step(layer, x, interleave, 
         assert_near(cache._store[0, 0], torch.cat((kept.keys, kept.values), -1))
 
 
+def absorbed_is_naive(layer, x, chunks=7):
+    naive, absorbed = (in_chunks(layer, x, LatentKVCache(layer.cfg, 3), chunks, way) for way in (False, True))
+    assert_near(absorbed, naive)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("interleave", [True, False])
+@pytest.mark.parametrize("absorb", WAYS.values(), ids=WAYS)
+def test_it_is_deepseeks_attention_whole_and_step_by_step(layer, x, interleave, absorb):
+    is_deepseeks(layer, x, absorb, interleave)
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("chunks", [30, 1, 7])
 def test_absorbed_is_naive(layer, x, chunks):
-    naive, absorbed = (in_chunks(layer, x, LatentKVCache(layer.cfg, 3), chunks, way) for way in (False, True))
-    assert_near(absorbed, naive)
+    absorbed_is_naive(layer, x, chunks)
 
 
 @torch.no_grad()
@@ -146,6 +160,34 @@ def test_its_weights_and_bytes_are_those_that_the_cost_model_counts(layer):
         assert LatentKVCache(deep, 2, 10, dtype).nbytes == 2 * 10 * values * dtype.itemsize
 
 
+def test_a_cache_made_in_inference_mode_goes_out_of_it(x):
+    layer = LatentAttention(FULL)
+    with torch.inference_mode():
+        cache = LatentKVCache(FULL, 3)
+        read(layer, x[:, :20], cache)
+    assert_near(read(layer, x[:, 20:], cache), read(layer, x, LatentKVCache(FULL, 3))[:, 20:])
+
+
+def test_each_layer_keeps_its_own_latents():
+    cache, values = LatentKVCache(replace(FULL, n_layers=3), 2, 10), torch.randn(3, 2, 1, 4, 32)
+    cache.reserve(torch.tensor([4, 4]))
+    for layer, latents in enumerate(values):
+        assert torch.equal(cache.append(layer, latents), latents)
+    cache.advance(torch.tensor([4, 4]))
+    cache.reserve(torch.tensor([0, 0]))
+    assert torch.equal(torch.stack([cache.append(layer, values[0, :, :, :0]) for layer in range(3)]), values)
+
+
+@pytest.mark.parametrize("latents", [torch.ones(3, 1, 2, 32, dtype=torch.bfloat16), torch.ones(3, 1, 1, 32),
+                                     torch.ones(3, 2, 2, 32), torch.ones(1, 1, 2, 32), torch.ones(3, 1, 2, 1)])
+def test_latents_that_were_not_reserved_are_refused_and_not_stored(latents):
+    cache = LatentKVCache(FULL, 3)
+    cache.reserve(torch.tensor([2, 2, 2]))
+    with pytest.raises(BadInputError, match=r"this call reserved torch.float32 \(3, 1, 2, 32\)"):
+        cache.append(0, latents)
+    assert not cache._store.any()
+
+
 def test_deepseek_v3s_own_cache():
     """512 + 64 values in each of 61 layers, two bytes each."""
     with torch.device("meta"):
@@ -156,6 +198,58 @@ def test_deepseek_v3s_own_cache():
 def test_the_same_seed_gives_the_same_weights_and_another_does_not():
     a, b, c = (LatentAttention(FULL, seed=s).state_dict() for s in (1, 1, 2))
     assert all(torch.equal(a[k], b[k]) for k in a) and not torch.equal(a["out.weight"], c["out.weight"])
+
+
+# --- each fault breaks a law ---------------------------------------------------------------------------------
+
+
+class Unscaled(LatentAttention):
+    """Absorbed scores divided by the root of the latent's width instead of the heads'."""
+
+    def _absorbed(self, q, held, mask):
+        return super()._absorbed(q * (q.shape[-1] / held.shape[-1]) ** 0.5, held, mask)
+
+
+class HalvesSwapped(LatentAttention):
+    """The part of the weight that makes keys is taken for the values' part. No shape tells: both are N wide."""
+
+    def _absorbed(self, q, held, mask):
+        keys, values = self.kv_up.weight.view(self.cfg.n_heads, 2, -1, self.cfg.kv_lora_rank).unbind(1)
+        swapped = SimpleNamespace(weight=torch.stack((values, keys), 1).flatten(0, 2))
+        return LatentAttention._absorbed(SimpleNamespace(cfg=self.cfg, kv_up=swapped), q, held, mask)
+
+
+class KeyNotTurned(LatentAttention):
+    """The key that all heads share knows nothing of its position. Both ways read it from the cache, and agree."""
+
+    def _latents(self, x, cos, sin):
+        return super()._latents(x, torch.ones_like(cos), torch.zeros_like(sin))
+
+
+class LatentNotNormed(LatentAttention):
+    """The latent is kept as it comes. Again both ways agree."""
+
+    def _latents(self, x, cos, sin):
+        made = super()._latents(x, cos, sin)
+        made[..., : self.cfg.kv_lora_rank] = self.kv_down(x)[..., : self.cfg.kv_lora_rank].unsqueeze(1)
+        return made
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("fault, ways_agree", [(Unscaled, False), (HalvesSwapped, False), (KeyNotTurned, True),
+                                               (LatentNotNormed, True)])
+def test_a_faulty_layer_breaks_a_law(fault, ways_agree, x):
+    """A fault of one way is seen beside the other; one of what both read, only beside DeepSeek's layer."""
+    cfg = replace(FULL, v_head_dim=16)  # values as wide as a head's own part of the key
+    assert cfg.kv_lora_rank != cfg.qk_nope_head_dim == cfg.v_head_dim
+    absorbed_is_naive(LatentAttention(cfg, seed=1), x)
+    is_deepseeks(LatentAttention(cfg, seed=1), x, absorb=True)
+    with pytest.raises(AssertionError, match="not close"):
+        is_deepseeks(fault(cfg, seed=1), x, absorb=True)
+    if ways_agree:
+        return absorbed_is_naive(fault(cfg, seed=1), x)
+    with pytest.raises(AssertionError, match="not close"):
+        absorbed_is_naive(fault(cfg, seed=1), x)
 
 
 # --- variants ------------------------------------------------------------------------------------------------
@@ -170,6 +264,8 @@ def test_variants_differ_in_nothing_but_their_attention():
     assert values == {"MHA": 64, "GQA": 16, "MQA": 2, "MLA": 4.5}
     assert variants(made["MHA"], 4)["GQA"].n_kv_heads == 4 and variants(made["MHA"])["GQA"].attention == "MHA"
     assert LatentAttention(variants(ModelConfig(1, 48, 4, 2, 96, 61))["MLA"]).cfg.v_head_dim == 12
+    assert variants(ModelConfig(1, 48, 8, 2, 96, 61))["MLA"].qk_rope_head_dim == 2  # half of 6 would be odd
+    assert llama.published and not any(cfg.published for cfg in made.values())  # nobody published these
 
 
 # --- bad input -----------------------------------------------------------------------------------------------
@@ -204,3 +300,17 @@ def test_a_refused_call_leaves_the_cache_as_it_was(x, shape, says):
     with pytest.raises(BadInputError, match=says):
         read(layer, torch.zeros(shape), cache)
     assert cache.lengths.tolist() == [30, 30, 30] and torch.equal(cache._store, before)
+
+
+@torch.no_grad()
+def test_a_model_that_brings_keys_and_values_is_refused_and_leaves_the_latents(x):
+    """`generate` with this cache in place of a ContiguousKVCache."""
+    layer, cache, wanted = LatentAttention(FULL), LatentKVCache(FULL, 3, 32), LatentKVCache(FULL, 3, 32)
+    read(layer, x[:, :20], cache)
+    plain = Transformer(ModelConfig(1, 48, 4, None, 96, 61, context=64)).eval()
+    with pytest.raises(BadInputError, match="holds latents, and keys and values came; `read` with a LatentAttention"):
+        generate(plain, [[1] * 25] * 3, 2, cache)
+    assert cache.lengths.tolist() == [20] * 3
+    read(layer, x[:, :20], wanted)
+    assert torch.equal(cache._store, wanted._store)
+    assert torch.equal(read(layer, x[:, 20:25], cache), read(layer, x[:, 20:25], wanted))

@@ -322,3 +322,59 @@ def test_a_refusal_stores_nothing():
     with pytest.raises(BadInputError):
         ours.append(0, kv() + 1, kv(width=8))
     assert not ours._store.any()
+
+
+def test_a_table_that_lost_a_block_is_refused():
+    first = cache(size=4, n_blocks=8)
+    table = BlockTable(first.pool)
+    table.append(5)
+    lost = table.blocks.pop()
+    with pytest.raises(BadInputError, match="block table 0 names 1 blocks for 5 tokens in blocks of 4"):
+        first.with_tables([table])
+    table.blocks.append(lost)
+    assert first.with_tables([table]).lengths.tolist() == [5]
+
+
+def test_a_freed_table_cannot_be_put_back():
+    pool = BlockPool(4, 4)
+    table = BlockTable(pool)
+    table.append(3)
+    table.free()
+    with pytest.raises(BadInputError, match="was freed"):
+        table.put_back([0], 3)
+    assert pool.n_free == 4
+
+
+ODD = {
+    "a list for n_new": (lambda c: c.reserve([1]), "n_new is \\[1\\]; allowed: a tensor"),
+    "a single number": (lambda c: c.reserve(torch.tensor(1)), "n_new is 1; allowed: a tensor"),
+    "a list of lengths": (lambda c: c.truncate([0]), "lengths \\[0\\] must be whole numbers.*as a tensor"),
+    "no lengths": (lambda c: c.truncate(None), "lengths None must be whole numbers"),
+    "a row that is no whole number": (lambda c: c.fork([0.0]), "rows \\[0.0\\] must name"),
+    "a word for rows": (lambda c: c.fork("a"), "rows 'a' must name"),
+    "nothing reserved": (lambda c: c.append(0, torch.zeros(1, 2, 1, 12), torch.zeros(1, 2, 1, 12)), "call `reserve`"),
+    "no keys": (lambda c: [c.reserve(torch.tensor([1])), c.append(0, None, None)], "keys or values is 'NoneType'"),
+    "keys elsewhere": (lambda c: [c.reserve(torch.tensor([1])),
+                                  c.append(0, *torch.zeros(2, 1, 2, 1, 12, device="meta"))], "keys or values is 'meta'"),
+}
+
+
+@pytest.mark.parametrize("kind", [cache, lambda: ContiguousKVCache(CFG, 1)])
+@pytest.mark.parametrize("odd", ODD)
+def test_what_is_no_tensor_is_refused_in_our_words(kind, odd):
+    call, says = ODD[odd]
+    made = kind()
+    with pytest.raises(BadInputError, match=says):
+        call(made)
+    assert made.lengths.tolist() == [0]
+    assert generate(MODEL, [PROMPTS[0]], 4, made) == generate(MODEL, [PROMPTS[0]], 4)
+
+
+@pytest.mark.parametrize("tables", [None, [], [1], "ab"])
+def test_what_is_no_table_is_refused(tables):
+    with pytest.raises(BadInputError, match="block tables, not all of this cache's pool"):
+        cache().with_tables(tables)
+
+
+def test_counts_may_come_as_a_list():
+    assert torch.equal(MODEL(torch.tensor([[5, 1, 2]]), cache(), [3]), MODEL(torch.tensor([[5, 1, 2]]), cache()))

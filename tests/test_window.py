@@ -261,10 +261,110 @@ def test_two_tokens_cannot_be_taken_back_one_by_one(model, tokens):
     assert cache.lengths.tolist() == [12, 11, 11]
 
 
-def interrupted(model, tokens, cache):
+@torch.no_grad()
+def test_a_call_between_does_not_bring_back_what_is_overwritten(model, tokens):
+    cache = WindowKVCache(model.cfg, 3)
+    model(tokens[:, :12], cache)
+    cache.truncate(torch.tensor([11, 12, 12]))
+    model(tokens[:, 12:13], cache, torch.tensor([0, 1, 1]))  # the first row only waits
+    with pytest.raises(BadInputError, match="sequence 0 cannot go back to 10 tokens: its first 5"):
+        cache.truncate(torch.tensor([10, 13, 13]))
+
+
+@torch.no_grad()
+def test_a_fork_can_go_back_as_far_as_the_rows_that_it_came_from(model, tokens):
+    cache = WindowKVCache(model.cfg, 3)
+    model(tokens[:, :12], cache, torch.tensor([12, 4, 9]))
+    twins = cache.fork([1, 0, 2])
+    with pytest.raises(BadInputError, match="sequence 1 cannot go back to 10 tokens: its first 5"):
+        twins.truncate(torch.tensor([3, 10, 9]))
+    twins.truncate(torch.tensor([3, 11, 8]))
+    after = model(torch.tensor([[1], [2], [3]]), twins)
+    for row, (source, kept) in enumerate(((1, 3), (0, 11), (2, 8))):
+        text = torch.cat((tokens[source, :kept], torch.tensor([row + 1])))[None]
+        assert_near(after[row, 0], model(text)[0, -1])
+
+
+@torch.no_grad()
+def test_a_row_that_is_empty_waits_beside_long_ones(model, tokens):
+    cache = Seeing(model.cfg, 3)
+    model(tokens[:, :12], cache, torch.tensor([12, 0, 3]))
+    for _ in range(3):
+        scores = model(tokens[:, 12:13], cache, torch.tensor([1, 0, 1]))
+        assert torch.isfinite(scores).all()
+    text = torch.cat((tokens[2, :3], tokens[2, 12:13].expand(3)))[None]
+    assert_near(scores[2, 0], model(text)[0, -1])
+
+
+def test_a_cache_made_in_inference_mode_goes_out_of_it(model, tokens):
+    with torch.inference_mode():
+        cache = WindowKVCache(model.cfg, 3)
+        model(tokens[:, :12], cache)
+        twins = cache.fork([0, 1, 2])
+    with torch.no_grad():
+        for held in (cache, twins):
+            assert_near(model(tokens[:, 12:], held), model(tokens)[:, 12:])
+
+
+@torch.no_grad()
+def test_a_mask_in_the_memory_of_the_last_one_is_another_mask(model, tokens, monkeypatch):
+    """A caller may write each call's mask into the same tensor. The short rows' rings are not full yet."""
+    right, kept = model_file._mask, {}
+
+    def reused(*args):
+        mask = right(*args)
+        return None if mask is None else kept.setdefault((args[-1], mask.shape), mask).copy_(mask)
+
+    monkeypatch.setattr(model_file, "_mask", reused)
+    cache = WindowKVCache(model.cfg, 3)
+    model(tokens[:, :20], cache, torch.tensor([20, 2, 3]))
+    for n in range(1, 5):
+        new = torch.stack((tokens[0, :1], tokens[1, 1 + n : 2 + n], tokens[2, 2 + n : 3 + n]))
+        scores = model(new, cache, torch.tensor([0, 1, 1]))
+        for row, end in ((1, 2 + n), (2, 3 + n)):
+            assert_near(scores[row, 0], model(tokens[row : row + 1, :end])[0, -1])
+
+
+@torch.no_grad()
+def test_a_step_looks_at_the_ring_itself(model, tokens, monkeypatch):
+    """For one new token no key is copied, and rows that are alike need no mask."""
+    cache, looked = WindowKVCache(model.cfg, 3), []
+    model(tokens[:, :12], cache)
+    monkeypatch.setattr("llmflation.window.attend", lambda q, k, v, mask: looked.append((k.data_ptr(), mask)) or attend(
+        q, k, v, mask))
+    model(tokens[:, 12:13], cache)
+    places = [(cache._rings if windowed else cache._store)[index, 0] for windowed, index in cache._home]
+    assert looked == [(place.data_ptr(), None) for place in places]
+
+
+@pytest.mark.parametrize("entry", [torch.zeros(3, 2, 2, 12, dtype=torch.bfloat16), torch.zeros(3, 2, 1, 12),
+                                   torch.zeros(3, 4, 2, 12), torch.zeros(2, 2, 2, 12), torch.zeros(3, 2, 2, 6)])
+def test_keys_that_were_not_reserved_are_refused_and_not_stored(entry):
+    cache, good = WindowKVCache(EVERY, 3), torch.ones(3, 2, 2, 12)
+    cache.reserve(torch.tensor([2, 2, 2]))
+    for k, v in ((entry, good), (good, entry)):
+        with pytest.raises(BadInputError, match=r"this call reserved torch.float32 \(3, 2, 2, 12\)"):
+            cache.attend(0, torch.ones(3, 4, 2, 12), k, v, None)
+    assert not cache._rings.any()
+
+
+def interrupted(model, tokens, cache, n_new=None):
     """A call that ends when the first layer has stored its keys."""
     with patch.object(model.blocks[1], "forward", lambda *_: 1 / 0), pytest.raises(ZeroDivisionError):
-        model(tokens, cache)
+        model(tokens, cache, n_new)
+
+
+@torch.no_grad()
+def test_an_interrupt_costs_no_more_than_it_has_overwritten(model, tokens):
+    """Two tokens, one that is still seen. A row that took no part goes on, and an empty one begins again."""
+    cache, new = WindowKVCache(model.cfg, 3), torch.stack((tokens[0, 12:24], tokens[1, 12:24], tokens[2, :12]))
+    model(tokens[:, :12], cache, torch.tensor([12, 12, 0]))
+    interrupted(model, new, cache, torch.tensor([2, 0, 12]))
+    with pytest.raises(BadInputError, match="was interrupted has overwritten what the next token looks back at"):
+        model(new, cache, torch.tensor([1, 0, 0]))
+    scores = model(new, cache, torch.tensor([0, 1, 12]))
+    assert_near(scores[1, 0], model(tokens)[1, 12])
+    assert_near(scores[2], model(tokens)[2, :12])
 
 
 @torch.no_grad()
@@ -318,3 +418,13 @@ def test_a_refused_call_leaves_the_cache_as_it_was(model, tokens):
         model(tokens[:, :3], cache)
     assert torch.equal(cache._store, store) and torch.equal(cache._rings, rings)
     assert_near(model(tokens[:, 12:14], cache), model(tokens)[:, 12:14])
+
+
+def test_a_ring_hands_out_nothing(model):
+    cache = WindowKVCache(model.cfg, 1)
+    cache.reserve(torch.tensor([1]))
+    keys = torch.zeros(1, 2, 1, 12)
+    for layer in range(model.cfg.n_layers):
+        with pytest.raises(BadInputError, match="let `attend` look"):
+            cache.append(layer, keys, keys)
+    assert not cache._store.any() and not cache._rings.any()

@@ -139,6 +139,7 @@ class BlockTable:
 
     def put_back(self, blocks: Sequence[int], length: int) -> None:
         """Undo an `append`: own these blocks again, those from before it, and what came since no more."""
+        self.check_in_use()
         for block in blocks:
             self.pool.share(block)
         for block in self.blocks:

@@ -58,8 +58,8 @@ def sum_steps(step_s: Mapping[int, float], first: int, last: int) -> float:
 
 
 def step_of(model: Transformer, batch: int, context: int, cache: KVCache | None = None) -> Callable[[], object]:
-    """A decode step behind a cache that is full up to it: a contiguous one, or the empty one given. What stands in the
-    cache does not matter to its time."""
+    """A decode step behind a cache that is full up to it: a contiguous one, or the empty one given, filled through its
+    `append`. What stands in the cache does not matter to its time."""
     if isinstance(context, bool) or not isinstance(context, int) or not 1 <= context < model.cfg.context:
         raise bad_input("context", context, f"a whole number from 1 to {model.cfg.context - 1}")
     dtype, one = model.embedding.weight.dtype, torch.ones(batch, dtype=torch.long)

@@ -18,29 +18,37 @@ from .layers import attend
 
 def whole_counts(n_new: Tensor, rows: int) -> list[int]:
     """New tokens of each of `rows` sequences; BadInputError for another number of them, and for negative ones."""
-    counts = n_new.tolist()
-    if len(counts) != rows:
-        raise BadInputError(f"n_new is {counts}; allowed: one number for each of {rows} sequences.")
+    counts = n_new.tolist() if isinstance(n_new, Tensor) else n_new
+    if not isinstance(n_new, Tensor) or n_new.shape != (rows,):
+        raise BadInputError(f"n_new is {counts!r}; allowed: a tensor of one number for each of {rows} sequences.")
     return [check_whole("n_new", n, 0) for n in counts]
 
 
 def check_lengths(lengths: Tensor, held: Tensor) -> None:
     """BadInputError unless `lengths` are whole numbers from 0 to what is held, one for each sequence."""
-    if (lengths.dtype != torch.long or lengths.shape != held.shape
+    if (not isinstance(lengths, Tensor) or lengths.dtype != torch.long or lengths.shape != held.shape
             or bool((lengths < 0).any() | (lengths > held).any())):
-        raise BadInputError(f"lengths {lengths.tolist()} must be whole numbers between 0 and what is held, "
-                            f"{held.tolist()}, one for each sequence.")
+        found = lengths.tolist() if isinstance(lengths, Tensor) else repr(lengths)
+        raise BadInputError(f"lengths {found} must be whole numbers between 0 and what is held, {held.tolist()}, one "
+                            "for each sequence, as a tensor.")
 
 
 def check_rows(rows: list[int], held: int) -> None:
     """BadInputError unless `rows` name sequences of the `held` that there are."""
-    if not rows or any(not 0 <= row < held for row in rows):
-        raise BadInputError(f"rows {rows} must name sequences from 0 to {held - 1}.")
+    if not rows or any(isinstance(row, bool) or not isinstance(row, int) or not 0 <= row < held for row in rows):
+        raise BadInputError(f"rows {rows!r} must name sequences from 0 to {held - 1}.")
 
 
-def check_entries(entries: tuple[Tensor, ...], wanted: tuple[int, int, int], most: int, dtype: torch.dtype) -> None:
-    """BadInputError unless all are (B, K, T, D), `wanted` being (B, K, D), T at least `most`, and of this `dtype`."""
+def check_entries(entries: tuple[Tensor, ...], wanted: tuple[int, int, int], most: int | None,
+                  dtype: torch.dtype) -> None:
+    """BadInputError unless all are (B, K, T, D), `wanted` being (B, K, D), T at least `most`, of this `dtype` and in
+    main memory; `most` is None before the first call was reserved."""
+    if most is None:
+        raise BadInputError("no room was reserved for these keys and values; call `reserve` first.")
     for x in entries:
+        if not isinstance(x, Tensor) or not x.is_cpu:
+            raise bad_input("keys or values", f"{x.device}" if isinstance(x, Tensor) else type(x).__name__,
+                            "tensors in main memory")
         if x.ndim != 4 or (x.shape[0], x.shape[1], x.shape[3]) != wanted or x.shape[2] < most or x.dtype != dtype:
             B, K, D = wanted
             raise BadInputError(f"keys or values are {x.dtype} {tuple(x.shape)}; this call reserved "
@@ -83,6 +91,8 @@ class KVCache(ABC):
 
 class ContiguousKVCache(KVCache):
     """One block of memory for each layer, made in advance for `capacity` tokens of each of `batch` sequences."""
+
+    _most: int | None = None  # new tokens of a row in the call that was reserved
 
     def __init__(self, cfg: ModelConfig, batch: int, capacity: int | None = None, dtype=torch.float32):
         capacity = cfg.context if capacity is None else capacity

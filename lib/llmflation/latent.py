@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .config import ModelConfig
-from .errors import bad_input
+from .errors import BadInputError, bad_input
 from .kvcache import ContiguousKVCache, check_entries
 from .layers import RMSNorm, attend, rope_table, rotate
 from .linear import Linear
@@ -96,6 +96,11 @@ class LatentKVCache(ContiguousKVCache):
         check_entries((latents,), (len(store), 1, store.shape[3]), self._most, store.dtype)
         store[self._stored] = latents.detach()[self._taken]
         return store[:, :, : self._end]
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        """BadInputError: there are no keys and values here. A LatentAttention looks at the latents by itself."""
+        raise BadInputError("this cache holds latents, and keys and values came; `read` with a LatentAttention, or "
+                            "take ContiguousKVCache for a model with plain heads.")
 
 
 @torch.no_grad()

@@ -57,7 +57,7 @@ class Transformer(nn.Module):
         has changed then.
         """
         B, T = _checked(tokens, self.cfg.vocab_size).shape
-        n_new = torch.full((B,), T) if n_new is None else n_new
+        n_new = torch.full((B,), T) if n_new is None else torch.as_tensor(n_new)
         held = torch.zeros(B, dtype=torch.long) if cache is None else cache.lengths
         _check_fit(self.cfg, held.tolist(), n_new.tolist(), B, T)
         if cache is not None:
@@ -160,7 +160,8 @@ def generate(model: Transformer, prompts: Sequence[Sequence[int]], max_new_token
     again. A cache is as wide as the batch, and empty, or it holds the beginning of each prompt: then only the rest is
     read. `sampler` chooses from the scores (greedy if left out) and draws with `generator`.
 
-    Whatever ends it early, an interrupt or a pool without blocks, carries what was written until then as `written`:
+    How much a cache can hold shows on the way: `stop` may end a text before that. Whatever ends it early, an interrupt
+    or a pool without blocks, carries what was written until then as `written`:
     with that behind each prompt, and the same cache, another call goes on where this one stopped. Where the cache
     holds a prompt to its last token, of a row that `stop` ended or after an interrupt of the sampler, truncate it by
     one before.

@@ -9,6 +9,7 @@ Letters as in `layers`: B sequences, T new tokens, S positions, H query heads, K
 
 from collections.abc import Sequence
 from copy import copy
+from weakref import finalize
 
 import torch
 from torch import Tensor
@@ -29,6 +30,8 @@ class PagedKVCache(KVCache):
     fit raises OutOfBlocksError and changes nothing.
     """
 
+    _most: int | None = None  # new tokens of a row in the call that was reserved
+
     def __init__(self, cfg: ModelConfig, batch: int, n_blocks: int, block_size: int = 16, dtype=torch.float32, *,
                  poison: bool = False):
         check_whole("batch", batch)
@@ -44,11 +47,14 @@ class PagedKVCache(KVCache):
 
     def with_tables(self, tables: Sequence[BlockTable]) -> "PagedKVCache":
         """A cache of these sequences over the same memory and pool; each table belongs to one cache."""
-        if not tables or any(table.pool is not self.pool for table in tables):
-            raise BadInputError(f"{len(tables)} block tables, not all of this cache's pool; "
+        if not tables or any(getattr(table, "pool", None) is not self.pool for table in tables):
+            raise BadInputError(f"{len(tables or ())} block tables, not all of this cache's pool; "
                                 "give one or more that were made with `BlockTable(cache.pool)`.")
         for i, table in enumerate(tables):
             table.check_in_use()
+            if len(table.blocks) != -(-table.length // self.pool.block_size):
+                raise BadInputError(f"block table {i} names {len(table.blocks)} blocks for {table.length} tokens in "
+                                    f"blocks of {self.pool.block_size}; change a table through its methods alone.")
             if table.taken or any(table is other for other in tables[:i]):
                 raise BadInputError(f"block table {i} belongs to a cache already; fork it to go on from it twice.")
         twin = copy(self)
@@ -59,6 +65,8 @@ class PagedKVCache(KVCache):
         self.tables = list(tables)
         for table in tables:
             table.taken = True
+        self._dropped = finalize(self, _give_back, self.tables)  # if nobody frees it, after an error perhaps
+        self._dropped.atexit = False
         self.lengths = torch.tensor([table.length for table in tables])
         self._scratch = self._store.new_empty(0)
 
@@ -126,6 +134,7 @@ class PagedKVCache(KVCache):
 
     def free(self) -> None:
         """Give every block back. The cache is then as new; the tables that it had are not."""
+        self._dropped.detach()
         self._give_back([block for table in self.tables for block in table.free()])
         self._take([BlockTable(self.pool) for _ in self.tables])
 
@@ -189,3 +198,9 @@ class PagedKVCache(KVCache):
         if self._scratch.numel() < (n := len(self._pieces[0]) * self._blocks_of[0].shape[1]):
             with torch.inference_mode(False):  # or it could not be written outside of it
                 self._scratch = self._store.new_empty(n)
+
+
+def _give_back(tables: Sequence[BlockTable]) -> None:
+    for table in tables:
+        if table.in_use:
+            table.free()

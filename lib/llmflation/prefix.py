@@ -7,7 +7,7 @@ beginnings; `close` keeps what was read and written for the next one, until its 
 from collections.abc import Sequence
 from itertools import chain, count
 from operator import index
-from weakref import WeakKeyDictionary, finalize
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
@@ -40,7 +40,7 @@ class PrefixCache:
         self.pool = self._root.pool
         self.index = PrefixIndex(self.pool)
         self.tokens_asked = self.tokens_found = 0  # of all prompts so far
-        self._opened = WeakKeyDictionary()  # cache -> the key of its model, its prompts
+        self._opened = WeakKeyDictionary()  # cache -> the key of its model, its prompts, its tables
         self._keys = WeakKeyDictionary()  # model -> its key, the weights that the key stands for
         self._next_key = count()
 
@@ -66,8 +66,7 @@ class PrefixCache:
         cache = self._root.with_tables([BlockTable(self.pool, blocks) for blocks in known])
         self.tokens_asked += sum(map(len, texts))
         self.tokens_found += int(cache.lengths.sum())
-        self._opened[cache] = key, texts
-        finalize(cache, _give_back, cache.tables).atexit = False  # if it is dropped, after an error perhaps
+        self._opened[cache] = key, texts, cache.tables
         return cache
 
     def close(self, cache: PagedKVCache, tokens: Sequence[Sequence[int]]) -> None:
@@ -76,9 +75,12 @@ class PrefixCache:
         BadInputError for a cache that is not open here, and for `tokens` that do not begin with its prompts; nothing
         has changed then. A cache that is freed or dropped without this leaves nothing behind.
         """
-        key, prompts = self._opened.get(cache, (None, None))
+        key, prompts, tables = self._opened.get(cache, (None, None, None))
         if prompts is None:
             raise BadInputError("this cache is not open here; close a cache once, where it was opened.")
+        if cache.tables is not tables:
+            raise BadInputError("this cache was freed since it was opened: what it holds now may be another text's. "
+                                "Open one for that.")
         texts = _texts(tokens)
         if len(texts) != len(prompts):
             raise BadInputError(f"tokens of {len(texts)} sequences came; this cache was opened for {len(prompts)}.")
@@ -97,9 +99,9 @@ class PrefixCache:
         Nothing is read of the weights, so it takes no longer for a large model. They are held, so that no others can
         come to lie where they are.
         """
-        if model.cfg != self.cfg:
-            raise BadInputError(f"the model is {model.cfg!r} and this prefix cache was made for {self.cfg!r}; "
-                                "make one for each architecture.")
+        if (cfg := getattr(model, "cfg", None)) != self.cfg:
+            raise BadInputError(f"the model is {cfg or type(model).__name__!r} and this prefix cache was made for "
+                                f"{self.cfg!r}; make one for each architecture.")
         weights = [w.detach() for w in chain(model.parameters(), model.buffers())]
         state = [(w.data_ptr(), w.dtype, 0 if w.is_inference() else w._version) for w in weights]
         key, known, _ = self._keys.get(model, (None, None, None))
@@ -107,12 +109,6 @@ class PrefixCache:
             key = next(self._next_key)
             self._keys[model] = key, state, weights
         return key
-
-
-def _give_back(tables: Sequence[BlockTable]) -> None:
-    for table in tables:
-        if table.in_use:
-            table.free()
 
 
 def _keyed(key: int | None, tokens: list[int]) -> list:

@@ -566,15 +566,15 @@ def cache_use(shares: dict[str, float]) -> Picture:
 
 def cache_sizes(sizes: dict[str, float]) -> Picture:
     """Bytes that each model's cache takes for a token, as hollow points on a log axis."""
-    figure, ax = _rows(0.46, [f"{name}: {size / 1000:,.0f} KB" for name, size in sizes.items()], 7, WORDS)
+    figure, ax = _rows(0.46, [f"{name}: {size / 1000:,.0f} kB" for name, size in sizes.items()], 7, WORDS)
     for y, size in enumerate(sizes.values()):
         ax.plot(size / 1000, y, color=PURPLE, **QUOTED)
     ax.set_xlim(min(sizes.values()) / 2000, max(sizes.values()) / 500)
     ax.set_xticks([30, 100, 300, 1000, 3000], ["30", "100", "300", "1,000", "3,000"])
     ax.xaxis.set_minor_locator(NullLocator())
-    ax.set_xlabel("cache of a token (KB, 16 bits a value)")
+    ax.set_xlabel("cache of a token (kB, 16 bits a value)")
     least, most = min(sizes, key=sizes.get), max(sizes, key=sizes.get)
-    return picture(figure, f"Dot chart on a log axis of the cache that a token takes in {len(sizes)} models, in KB: "
+    return picture(figure, f"Dot chart on a log axis of the cache that a token takes in {len(sizes)} models, in kB: "
                            f"the most is {most} with {sizes[most] / 1000:,.0f}, the least {least} with "
                            f"{sizes[least] / 1000:,.0f}.")
 
@@ -655,3 +655,55 @@ def price_by_context(lines: dict[str, dict[int, float]]) -> Picture:
     span = next(iter(lines.values()))
     return picture(figure, f"Line chart on logarithmic axes of USD per million written tokens against the context, "
                            f"{min(span):,} to {max(span):,} tokens: {said}.")
+
+
+# --- chapters 07 and 08 ---------------------------------------------------------------------------------------
+
+def error_by_bits(ways: dict[str, dict[int, float]], rule: dict[int, float]) -> Picture:
+    """How far rounded weights are off, as a share of their size, against the bits of each; `rule` is the formula."""
+    figure, ax = _axes(3.4)
+    ax.plot(list(rule), [100 * error for error in rule.values()], color=GREY, linewidth=1.6)
+    for (name, errors), marker in zip(ways.items(), "os^", strict=False):
+        ax.plot(list(errors), [100 * error for error in errors.values()], color=BLACK, marker=marker,
+                linestyle="none", markersize=5.5, label=name)
+    ax.legend(loc="upper right", fontsize=WORDS, handletextpad=0.2)
+    ax.set_yscale("log")
+    _log_ticks(ax.yaxis)
+    ax.set(xlabel="width of a weight (bits)", ylabel="error (% of the weights)")
+    first = next(iter(ways.values()))
+    low, high = min(first), max(first)
+    return picture(figure, f"Line chart of the error of rounded weights, in percent on a logarithmic axis, against "
+                           f"their bits: {100 * first[high]:.2g} at {high} bits and {100 * first[low]:.2g} at {low} for "
+                           f"{next(iter(ways))}; the line of the formula runs through the dots.")
+
+
+def gain_by_tokens(ways: dict[str, dict[int, float]]) -> Picture:
+    """How many times as fast a call is with weights in fewer bits, against the tokens that it reads at once."""
+    figure, ax = _axes(3.4)
+    ax.axhline(1, color=GREY, linewidth=1.2, linestyle=":", zorder=0)
+    for (name, gains), marker in zip(ways.items(), "os^", strict=False):
+        ax.plot(list(gains), list(gains.values()), color=BLACK, marker=marker, markersize=5.5, linewidth=1)
+        _at_end(ax, max(gains), gains[max(gains)], name)
+    ax.set_xscale("log", base=2)
+    tokens = list(next(iter(ways.values())))
+    ax.set_xticks(tokens, [f"{n:,}" for n in tokens])
+    ax.xaxis.set_minor_locator(NullLocator())
+    ax.set(xlabel="call (tokens at once)", ylabel="speed over 32-bit weights (times)", ylim=(0, None))
+    said = "; ".join(f"{name.replace(chr(10), ' ')} {gains[min(gains)]:.2g} times for {min(gains)} token and "
+                     f"{gains[max(gains)]:.2g} for {max(gains):,}" for name, gains in ways.items())
+    return picture(figure, f"Line chart of how many times as fast a call is as with weights in 32 bits, against the "
+                           f"tokens that it reads, on a logarithmic axis: {said}.")
+
+
+def frontier(points: dict[str, tuple[float, float, float, float]], quality: str) -> Picture:
+    """What schemes lose, with its interval, against the bits that they hold for a weight: name -> (bits, value, low,
+    high), measured. `quality` names the value and its unit."""
+    figure, ax = _axes(4.2)
+    for i, (name, (bits, value, low, high)) in enumerate(points.items()):
+        ax.errorbar(bits, value, yerr=[[max(value - low, 0)], [max(high - value, 0)]], color=BLACK, marker="o",
+                    markersize=5, linewidth=1, capsize=2)
+        ax.annotate(name, (bits, value), xytext=(5, 4 if i % 2 else -11), textcoords="offset points", fontsize=WORDS)
+    ax.set(xlabel="held for each weight (bits)", ylabel=quality)
+    ax.margins(x=0.12)
+    said = "; ".join(f"{name} {value:.3g} at {bits:.2g} bits" for name, (bits, value, _, _) in points.items())
+    return picture(figure, f"Dot chart of {quality} against the bits held for each weight, with intervals: {said}.")

@@ -30,7 +30,8 @@ class WindowKVCache(ContiguousKVCache):
             self._rings = torch.zeros((cfg.n_layers - cfg.n_global_layers, *layer, width), dtype=dtype)
         near = [window_of(cfg, i) is not None for i in range(cfg.n_layers)]
         self._home = [(near[i], near[:i].count(near[i])) for i in range(cfg.n_layers)]  # windowed or not, which of them
-        self.lengths, self._lost = (torch.zeros(batch, dtype=torch.long) for _ in range(2))  # the first _lost are gone
+        self.lengths, self._lost = (torch.zeros(batch, dtype=torch.long) for _ in range(2))  # the first _lost are gone;
+        # of an empty sequence it does not count
 
     @property
     def nbytes(self) -> int:
@@ -56,10 +57,14 @@ class WindowKVCache(ContiguousKVCache):
             self._into = row, slice(None), (self.lengths[row] + token) % self.window
             self._from = row, slice(None), token
 
+    def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """BadInputError: a ring does not hold all positions that could be handed out."""
+        raise BadInputError("a cache with windows hands out no keys and values; let `attend` look at them.")
+
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         windowed, index = self._home[layer]
         if not windowed:
-            return attend(q, *self.append(index, k, v), mask)
+            return attend(q, *super().append(index, k, v), mask)
         ring, T = self._rings[index], k.shape[2]
         check_entries((k, v), (*ring.shape[1:3], ring.shape[4]), self._most, ring.dtype)
         if T == 1 or self._end <= self.window:  # a token that is overwritten now is out of sight of the new ones
@@ -105,14 +110,9 @@ class WindowKVCache(ContiguousKVCache):
             raise BadInputError(f"sequence {row} cannot go back to {int(lengths[row])} tokens: its first "
                                 f"{int(self._lost[row])} are overwritten, and the window of {self.window} reaches "
                                 "there; free it and read the text again, or fork it before.")
-        self._lost = torch.where(lengths == 0, 0, self._lost)
 
     def fork(self, rows: list[int]) -> "WindowKVCache":
         twin = super().fork(rows)
         with torch.inference_mode(False):
             twin._rings, twin._lost = self._rings[:, :, rows].clone(), self._lost[rows].clone()
         return twin
-
-    def free(self) -> None:
-        super().free()
-        self._lost = torch.zeros_like(self._lost)
