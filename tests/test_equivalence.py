@@ -25,6 +25,7 @@ from llmflation.model import Transformer, generate, stream
 from llmflation.paged import PagedKVCache
 from llmflation.prefix import PrefixCache
 from llmflation.prefix_index import PrefixIndex
+from llmflation.quantized_cache import QuantizedKVCache
 from llmflation.window import WindowKVCache
 
 LAWFUL = settings(max_examples=200, derandomize=True, deadline=None, database=None)
@@ -259,7 +260,12 @@ def wide_window(case: Case):
     return WindowKVCache(replace(case.cfg, sliding_window=CONTEXT), len(case.texts), CONTEXT)
 
 
-CACHES = {"contiguous": contiguous, "paged": paged, "window": wide_window}
+def all_recent(case: Case):
+    """A cache in 4 bits that still holds every token in full, too."""
+    return QuantizedKVCache(case.cfg, len(case.texts), CONTEXT, 4, None, recent=CONTEXT)
+
+
+CACHES = {"contiguous": contiguous, "paged": paged, "window": wide_window, "quantized": all_recent}
 every_cache = pytest.mark.parametrize("make", CACHES.values(), ids=CACHES)
 
 

@@ -25,7 +25,7 @@ COST = [
     "cost.market",
 ]
 BLOCKS = ["blocks", "prefix_index"]
-CACHES = ["kvcache", "paged", "prefix", "window", "latent"]
+CACHES = ["kvcache", "paged", "prefix", "window", "latent", "quantized_cache"]
 MACHINE = ["linear", "layers", "online_softmax", "moe", "model", *CACHES, "quant", "sampling", "checkpoint",
            "gguf_file", "pretrained"]
 RUNNING = ["scheduler", "engine", "speculative"]
@@ -65,6 +65,7 @@ TABLE = (
         "prefix": [*FACTS, "blocks", "prefix_index", "quant", "linear", "layers", "kvcache", "paged"],
         "window": [*FACTS, "quant", "linear", "layers", "kvcache"],
         "latent": [*FACTS, "quant", "linear", "layers", "kvcache"],
+        "quantized_cache": [*FACTS, "quant", "linear", "layers", "kvcache"],
         "sampling": FACTS,
         "checkpoint": [*FACTS, "quant"],
         "gguf_file": [*FACTS, "quant"],

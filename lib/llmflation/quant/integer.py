@@ -10,13 +10,15 @@ from torch import Tensor
 
 from ..errors import bad_input
 from .packing import check_bits
-from .tensor import QuantizedTensor, assemble, checked_weight, grouped
+from .tensor import QuantizedTensor, assemble, checked_weight, grouped, held
 
 SHRINKS = tuple(1 - i / 50 for i in range(26))  # shares of the range that the search for a clip tries
+SCALE_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
-def quantize(w: Tensor, bits: int, group_size: int | None = None, *, symmetric: bool = True, per_tensor: bool = False,
-             clip: str | None = None, scale_dtype: torch.dtype = torch.float32, name: str = "weight") -> QuantizedTensor:
+def quantize(w: Tensor, bits: int, group_size: int | None = None, *, symmetric: bool = True,
+             per_tensor: bool = False, clip: str | None = None, scale_dtype: torch.dtype = torch.float32,
+             name: str = "weight") -> QuantizedTensor:
     """Round a weight (N, K) to whole numbers of `bits` bits times a step.
 
     Each row has its step, or each `group_size` weights of a row, or with `per_tensor` all together. `clip="mse"` takes
@@ -29,6 +31,8 @@ def quantize(w: Tensor, bits: int, group_size: int | None = None, *, symmetric: 
     check_bits(bits)
     if clip not in (None, "mse"):
         raise bad_input("clip", clip, "None or 'mse'")
+    if scale_dtype not in SCALE_DTYPES:
+        raise bad_input("scale_dtype", scale_dtype, ", ".join(map(str, SCALE_DTYPES)))
     wide = checked_weight(w, name)
     if per_tensor and group_size is not None:
         raise bad_input("group_size", group_size, "None where the whole tensor has one scale")
@@ -37,8 +41,7 @@ def quantize(w: Tensor, bits: int, group_size: int | None = None, *, symmetric: 
     if clip:
         low, high = _least_error(groups, low, high, bits, symmetric, scale_dtype)
     scale, zero = _steps(low, high, bits, symmetric, scale_dtype)
-    if not bool(torch.isfinite(scale).all()):
-        raise bad_input("scale_dtype", scale_dtype, f"a format that holds the steps of {name}, up to {float(high.max()):g}")
+    _check_reach(groups, scale, zero, bits, name)
     codes = round_to(groups, scale, zero, bits)
     levels = signed_levels(bits) if symmetric else torch.arange(2**bits).float()
     if per_tensor:
@@ -76,10 +79,22 @@ def _range(groups: Tensor, symmetric: bool) -> tuple[Tensor, Tensor]:
 def _steps(low: Tensor, high: Tensor, bits: int, symmetric: bool,
            scale_dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
     if symmetric:
-        return (high / (2 ** (bits - 1) - 1)).to(scale_dtype), None
+        return held(high.double() / (2 ** (bits - 1) - 1), scale_dtype), None
     top = 2**bits - 1
-    scale = (high / top - low / top).to(scale_dtype)  # apart: the range itself can be more than a float holds
+    scale = held((high.double() - low) / top, scale_dtype)  # the range itself can be more than a float32 holds
     return scale, (-low / torch.where(scale == 0, 1, scale).float()).round().clamp(0, top)
+
+
+def _check_reach(groups: Tensor, scale: Tensor, zero: Tensor | None, bits: int, name: str) -> None:
+    """BadInputError if a step, or what the outermost codes stand for, is more than its format holds."""
+    largest = float(groups.abs().max())
+    if not bool(torch.isfinite(scale).all()):
+        raise bad_input("scale_dtype", scale.dtype,
+                        f"a format that holds the steps of {name}, whose weights go up to {largest:g}")
+    most = 2 ** (bits - 1) - 1 if zero is None else torch.maximum(zero, 2**bits - 1 - zero)
+    if bool((scale.double() * most > torch.finfo(torch.float32).max).any()):
+        raise bad_input(f"{name}'s largest magnitude", largest,
+                        f"what is still a float32 when it is rounded to {bits} bits")
 
 
 def _least_error(groups: Tensor, low: Tensor, high: Tensor, bits: int, symmetric: bool,

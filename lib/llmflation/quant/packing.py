@@ -33,7 +33,7 @@ def pack(codes: Tensor, bits: int) -> Tensor:
     places = torch.arange(bits, dtype=torch.uint8)
     stream[:, : columns * bits] = (codes.to(torch.uint8)[..., None] >> places & 1).flatten(1)
     weights = 2 ** torch.arange(8, dtype=torch.uint8)
-    return (stream.view(rows, -1, 8) * weights).sum(-1, dtype=torch.uint8)
+    return (stream.view(rows, stream.shape[1] // 8, 8) * weights).sum(-1, dtype=torch.uint8)
 
 
 def unpack(packed: Tensor, bits: int, columns: int) -> Tensor:

@@ -33,11 +33,11 @@ class QuantizedTensor:
     def __post_init__(self):
         (n, k), groups = self.shape, self.scales.shape[-1] if self.scales.ndim == 2 else 0
         if self.codes.shape != (n, packed_width(k, self.bits)) or len(self.levels) != 2**self.bits:
-            raise BadInputError(f"codes {tuple(self.codes.shape)} and {len(self.levels)} levels do not make a weight of "
-                                f"{self.shape} in {self.bits} bits.")
+            raise BadInputError(f"codes {tuple(self.codes.shape)} and {len(self.levels)} levels do not make a weight "
+                                f"of {self.shape} in {self.bits} bits.")
         if groups == 0 or k % groups or self.scales.shape[0] not in (1, n):
-            raise BadInputError(f"scales {tuple(self.scales.shape)} do not belong to a weight of {self.shape}; allowed: "
-                                f"(1 or {n}, a number of groups that divides {k}).")
+            raise BadInputError(f"scales {tuple(self.scales.shape)} do not belong to a weight of {self.shape}; "
+                                f"allowed: (1 or {n}, a number of groups that divides {k}).")
         if self.zeros is not None and self.zeros.shape != self.scales.shape:
             raise BadInputError(f"zeros {tuple(self.zeros.shape)} and scales {tuple(self.scales.shape)} must be alike.")
 
@@ -64,7 +64,7 @@ class QuantizedTensor:
         """The weight (N, K) that the codes stand for, or some rows of it."""
         codes = unpack(self.codes[rows], self.bits, self.shape[1])
         each = slice(None) if len(self.scales) == 1 else rows
-        value = self.levels[codes.int()].view(len(codes), self.scales.shape[1], -1)  # (N, G, K / G)
+        value = self.levels[codes.int()].view(len(codes), self.scales.shape[1], self.group_size)
         if self.zeros is not None:
             value = value - self.zeros[each].float()[..., None]
         return (value * self.scales[each].float()[..., None]).flatten(1).to(dtype)
@@ -108,15 +108,33 @@ def grouped(w: Tensor, group_size: int | None, name: str = "weight") -> Tensor:
     if isinstance(group_size, bool) or not isinstance(group_size, int) or group_size < 1:
         raise bad_input("group_size", group_size, "a whole number of 1 or more, or None for a whole row")
     if k % group_size:
-        divisors = sorted((d for d in range(1, k + 1) if k % d == 0), key=lambda d: (abs(d - group_size), d))[:2]
-        raise BadInputError(f"groups of {group_size} do not divide the {k} columns of {name} {(n, k)}; the nearest that "
-                            f"do: {' and '.join(map(str, sorted(divisors)))}.")
+        divisors = [d for d in range(1, k + 1) if k % d == 0]
+        near = [*(d for d in divisors if d < group_size)][-1:] + [*(d for d in divisors if d > group_size)][:1]
+        raise BadInputError(f"groups of {group_size} do not divide the {k} columns of {name} {(n, k)}; the nearest "
+                            f"that do: {' and '.join(map(str, near))}.")
     return w.reshape(n, k // group_size, group_size)
 
 
+def blocks(w: Tensor, size: int, format: str, name: str = "weight") -> Tensor:
+    """The weight (N, K) as (N, G, size), for a format that has no other size; BadInputError if it does not divide K."""
+    if w.shape[1] % size:
+        raise BadInputError(f"{format} takes {size} weights of a row together, which does not divide the {w.shape[1]} "
+                            f"columns of {name} {tuple(w.shape)}. Keep this layer in another format.")
+    return grouped(w, size, name)
+
+
+def held(step: Tensor, dtype: torch.dtype) -> Tensor:
+    """Steps (float64) as `dtype` holds them. One below its normal numbers is rounded up, so that nothing is cut off."""
+    info = torch.finfo(dtype)
+    least = info.smallest_normal * info.eps
+    return torch.where(step < info.smallest_normal, (step / least).ceil() * least, step).to(dtype)
+
+
+@torch.inference_mode(False)  # so that what is made in inference mode can be used, and changed, outside
 def assemble(format: str, codes: Tensor, levels: Tensor, scales: Tensor, zeros: Tensor | None,
              shape: tuple[int, int], bits: int) -> QuantizedTensor:
     """A QuantizedTensor from codes (N, G, K / G) that are not packed yet, and scales (1 or N, G, 1)."""
-    zeros = None if zeros is None else zeros.reshape(zeros.shape[0], -1)
-    return QuantizedTensor(format, pack(codes.reshape(shape), bits), levels, scales.reshape(scales.shape[0], -1),
-                           zeros, tuple(shape), bits)
+    levels, scales = levels.clone(), scales.clone()
+    zeros = None if zeros is None else zeros.clone().flatten(1)
+    return QuantizedTensor(format, pack(codes.reshape(shape), bits).clone(), levels, scales.flatten(1), zeros,
+                           tuple(shape), bits)
