@@ -2,6 +2,7 @@
 # Linux without a GPU: make book TORCH_INDEX=https://download.pytorch.org/whl/cpu brings PyTorch's CPU build.
 PY ?= python3
 VENV ?= .venv
+LLAMACPP = .venv-llamacpp
 PORT ?= 8000
 BIN = $(VENV)/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 PYTHON = "$(BIN)/python"
@@ -11,13 +12,14 @@ PIP = $(PYTHON) -m pip --disable-pip-version-check install
 # pytest and the notebooks use the library of this folder, wherever .venv was made.
 export PYTHONPATH := $(CURDIR)/lib$(if $(PYTHONPATH),:$(PYTHONPATH))
 
-.PHONY: help book serve lab test notebooks lint bench data-check clean
+.PHONY: help book serve lab test test-llamacpp notebooks lint bench data-check clean
 
 help:
 	@echo "make book        build the course into _build/html (the first time: set up $(VENV), some minutes)"
 	@echo "make serve       show it on http://127.0.0.1:$(PORT)"
 	@echo "make lab         open the chapters in JupyterLab, to run and to change"
 	@echo "make test        build it, then run every test"
+	@echo "make test-llamacpp  build llama.cpp (ten minutes, once) and compare our GGUF files with it"
 	@echo "make notebooks   write the notebook beside each chapter's source"
 	@echo "make lint        look for slips in the code and in the workflows"
 	@echo "make bench       measure beside others: make bench NAME=toy (QUICK=1: within five minutes)"
@@ -70,6 +72,18 @@ test: book $(VENV)/.ready-to-test
 	$(PYTHON) -m pytest -q --nbval-lax --nbval-cell-timeout=120 chapters
 	@echo "All passed; what was skipped, if anything, is named above."
 
+# An environment of its own. The wheel is never taken from pip's cache: it may have been built with other options.
+$(LLAMACPP)/.ready: tests/llamacpp/cmake_flags.py
+	@$(PY) -m venv "$(LLAMACPP)"
+	@echo "Building llama.cpp from source: $$($(PY) tests/llamacpp/cmake_flags.py)"
+	@CMAKE_ARGS="$$($(PY) tests/llamacpp/cmake_flags.py)" "$(subst $(VENV),$(LLAMACPP),$(BIN))/python" -m pip \
+		--disable-pip-version-check install -q --no-cache-dir --no-binary llama-cpp-python llama-cpp-python==0.3.36 \
+		|| { echo "llama.cpp could not be built; it needs a C++ compiler (apt install g++, xcode-select --install)."; exit 1; }
+	@touch "$@"
+
+test-llamacpp: $(VENV)/.ready-to-test $(LLAMACPP)/.ready
+	$(PYTHON) -m pytest -q -s -o tmp_path_retention_policy=none tests/llamacpp/check_llamacpp.py
+
 lint: $(VENV)/.ready-to-test
 	$(PYTHON) -m ruff check lib tools tests bench
 	"$(BIN)/zizmor" --offline --quiet .github
@@ -81,5 +95,5 @@ data-check: $(VENV)/.ready
 	@$(PYTHON) tools/data_check.py $(if $(MONTHS),--months $(MONTHS))
 
 clean:
-	rm -rf "$(VENV)" _build .pytest_cache .hypothesis .ruff_cache pages/claims.md lib/*.egg-info
+	rm -rf "$(VENV)" "$(LLAMACPP)" _build .pytest_cache .hypothesis .ruff_cache pages/claims.md lib/*.egg-info
 	find lib tools tests bench chapters -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -10,11 +10,11 @@ from llmflation import claims
 from llmflation.errors import LLMflationError
 from llmflation.linear import SEVERAL, linear_path
 
-from . import cost, kvcache, roofline, toy
+from . import cost, kvcache, quant, roofline, toy
 from .rows import Report
 
 BENCHES = {"toy": toy.rows, "cost": cost.rows, "roofline": roofline.rows,
-           "kvcache": kvcache.rows}  # each gives its rows and notes
+           "kvcache": kvcache.rows, "quant": quant.rows}  # each gives its rows and notes
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -182,7 +182,7 @@ def test_bits_per_byte_of_a_model_that_knows_nothing():
 
 
 def test_bits_per_byte_are_those_of_each_document_alone(tiny):
-    documents = evaluate._documents("standard", 0)
+    documents = evaluate.documents_of("standard", 0)
     bits = 0.0
     for d in documents:
         tokens = torch.tensor([[BOS, *encode(d.text)]])
@@ -196,7 +196,7 @@ def test_bits_per_byte_are_those_of_each_document_alone(tiny):
 
 def test_no_domain_rules_the_bits():
     for split in ("standard", "hard"):
-        documents = evaluate._documents(split, 0)
+        documents = evaluate.documents_of(split, 0)
         length = {name: sum(len(d.text) for d in documents if d.domain == name) for name in DOMAINS}
         assert max(length.values()) < 0.2 * sum(length.values())
 
@@ -231,11 +231,12 @@ def test_one_point_is_the_limit_either_way():
     a = answers(2000, range(30))
     for k, same in ((20, True), (21, False)):
         worse = answers(2000, range(30 + k))
-        assert evaluate._accuracies("x", a, worse).holds == same
-        assert evaluate._accuracies("x", worse, a).holds == same
+        assert evaluate.paired_accuracy("x", a, worse).holds == same
+        assert evaluate.paired_accuracy("x", worse, a).holds == same
     swapped = answers(2000, range(30, 60))  # as many right, but others
-    assert evaluate._accuracies("x", a, swapped).holds
-    assert (evaluate._accuracies("x", a, swapped).lost, evaluate._accuracies("x", a, swapped).gained) == (30, 30)
+    assert evaluate.paired_accuracy("x", a, swapped).holds
+    found = evaluate.paired_accuracy("x", a, swapped)
+    assert (found.lost, found.gained) == (30, 30)
 
 
 def test_the_paired_interval_covers_the_truth():
@@ -243,7 +244,8 @@ def test_the_paired_interval_covers_the_truth():
     draw, held, narrower = random.Random(0), 0, 0
     for _ in range(1000):
         kinds = draw.choices(("both", "lost", "gained", "none"), (85, 4, 1, 10), k=300)
-        c = evaluate._accuracies("x", [k in ("both", "lost") for k in kinds], [k in ("both", "gained") for k in kinds])
+        before, after = ([k in ("both", other) for k in kinds] for other in ("lost", "gained"))
+        c = evaluate.paired_accuracy("x", before, after)
         held += c.low <= -0.03 <= c.high
         narrower += c.high - c.low < Score(int(c.b * 300), 300).high - Score(int(c.b * 300), 300).low
     assert 930 <= held <= 975
@@ -252,15 +254,15 @@ def test_the_paired_interval_covers_the_truth():
 
 def test_the_interval_of_a_difference_mirrors():
     a, b = answers(500, range(40)), answers(500, range(25, 90))
-    there, back = evaluate._accuracies("x", a, b), evaluate._accuracies("x", b, a)
+    there, back = evaluate.paired_accuracy("x", a, b), evaluate.paired_accuracy("x", b, a)
     assert (there.low, there.high, there.lost) == pytest.approx((-back.high, -back.low, back.gained))
 
 
 def test_the_interval_of_a_ratio_is_what_drawing_documents_again_gives():
-    draw, documents = random.Random(3), evaluate._documents("standard", 0)
+    draw, documents = random.Random(3), evaluate.documents_of("standard", 0)
     a = [draw.uniform(100, 600) for _ in documents]
     b = [x * draw.gauss(1.5, 0.1) for x in a]
-    c = evaluate._bit_counts(documents, a, b)
+    c = evaluate.paired_bits(documents, a, b)
     again = []
     for _ in range(2000):
         rows = draw.choices(range(len(a)), k=len(a))
@@ -268,17 +270,17 @@ def test_the_interval_of_a_ratio_is_what_drawing_documents_again_gives():
     again.sort()
     assert (c.low, c.high) == pytest.approx((again[50], again[-50]), abs=0.15 * (c.high - c.low))
     assert c.difference == pytest.approx(sum(b) / sum(a) - 1) and not c.holds
-    assert not evaluate._bit_counts(documents, a, [1.021 * x for x in a]).holds
-    assert evaluate._bit_counts(documents, a, [1.019 * x for x in a]).holds
+    assert not evaluate.paired_bits(documents, a, [1.021 * x for x in a]).holds
+    assert evaluate.paired_bits(documents, a, [1.019 * x for x in a]).holds
 
 
 def test_the_ratio_of_perplexities():
     a = torch.rand(3000, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 6
-    c = evaluate._perplexities(a, a + math.log(1.015))
+    c = evaluate.paired_perplexity(a, a + math.log(1.015))
     assert c.difference == pytest.approx(0.015) and c.b / c.a == pytest.approx(1.015) and c.holds
     assert (c.low, c.high) == pytest.approx((0.015, 0.015))
     noise = torch.randn(3000, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    wide = evaluate._perplexities(a, a + math.log(1.03) + 0.3 * (noise - noise.mean()))
+    wide = evaluate.paired_perplexity(a, a + math.log(1.03) + 0.3 * (noise - noise.mean()))
     assert not wide.holds
     assert wide.high - wide.low == pytest.approx(1.03 * 2 * 1.96 * 0.3 / math.sqrt(3000), rel=0.05)
 
@@ -300,7 +302,7 @@ def test_endings_score_as_their_whole_sentences_do(pupil):
             logits = pupil.model(sentence)[0, begin - 1 : -1].log_softmax(-1)
             wanted = float(logits.gather(-1, sentence[0, begin:, None]).sum())
             assert score == pytest.approx(wanted, abs=1e-3)
-    assert evaluate._knows(pupil, rows) == [row[0] == max(row) for row in found.tolist()]
+    assert evaluate.knows(pupil, rows) == [row[0] == max(row) for row in found.tolist()]
 
 
 def test_perplexity_of_a_model_that_knows_nothing_is_its_vocabulary():
@@ -312,7 +314,7 @@ def test_perplexity_of_a_model_that_knows_nothing_is_its_vocabulary():
 def test_perplexity_takes_whole_windows_from_all_over_the_text(pupil, monkeypatch):
     read, forward = [], pupil.model.forward
     monkeypatch.setattr(pupil.model, "forward", lambda tokens, *rest: read.append(tokens[0]) or forward(tokens, *rest))
-    assert len(evaluate._text_nats(pupil, 1500)) == 2 * evaluate.WINDOW
+    assert len(evaluate.text_nats(pupil, 1500)) == 2 * evaluate.WINDOW
     assert [len(window) for window in read] == [evaluate.WINDOW] * 2
     assert not torch.equal(*read)
 
@@ -349,7 +351,7 @@ def test_the_real_models_likelihoods_equal_hugging_faces(real):
             begin = len(real.tokenizer.encode(row["prompt"]))
             logits = other(sentence).logits[0, begin - 1 : -1].log_softmax(-1)
             assert score == pytest.approx(float(logits.gather(-1, sentence[0, begin:, None]).sum()), abs=1e-3)
-    nats = evaluate._text_nats(real, 512)
+    nats = evaluate.text_nats(real, 512)
     text = real.tokenizer.encode(_manual())[: evaluate.WINDOW + 1]
     wanted = other(torch.tensor([text]), labels=torch.tensor([text])).loss
     assert float(nats.mean()) == pytest.approx(float(wanted), abs=1e-4)

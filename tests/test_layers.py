@@ -27,7 +27,7 @@ COST = [
 BLOCKS = ["blocks", "prefix_index"]
 CACHES = ["kvcache", "paged", "prefix", "window", "latent", "quantized_cache"]
 MACHINE = ["linear", "layers", "online_softmax", "moe", "model", *CACHES, "quant", "sampling", "checkpoint",
-           "gguf_file", "pretrained"]
+           "gguf_file", "gguf_export", "quantized_checkpoint", "pretrained"]
 RUNNING = ["scheduler", "engine", "speculative"]
 TOY = ["corpus", "muon", "train", "evaluate"]
 EDGES = ["probe", "calibrate", "predictions", "claims", "faults", "viz", "thousandfold", "grade"]
@@ -69,6 +69,8 @@ TABLE = (
         "sampling": FACTS,
         "checkpoint": [*FACTS, "quant"],
         "gguf_file": [*FACTS, "quant"],
+        "gguf_export": [*FACTS, "quant", "linear", "corpus", "gguf_file"],
+        "quantized_checkpoint": [*FACTS, "quant", "linear", "layers", "model", "checkpoint"],
         "pretrained": [*FACTS, *(m for m in MACHINE if m != "pretrained")],
         "scheduler": [*FACTS, *BLOCKS],
         "engine": [*FACTS, *BLOCKS, "scheduler", *MACHINE],

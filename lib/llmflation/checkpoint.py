@@ -6,11 +6,13 @@
 import hashlib
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from .config import ModelConfig
@@ -34,19 +36,8 @@ def save_checkpoint(folder, cfg: ModelConfig, state: dict[str, Tensor], dtype: t
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: t.to(dtype or t.dtype).contiguous() for name, t in to_hugging_face(state, cfg).items()}
     kind = str(next(iter(tensors.values())).dtype).removeprefix("torch.")
-    fresh = folder / f"{WEIGHTS}.{os.getpid()}.tmp"
-    try:
-        save_file(tensors, fresh, metadata={"format": "pt"})
-        sums = [_sha256(fresh), *([_sha256(folder / WEIGHTS)] if (folder / WEIGHTS).exists() else [])]
-        write_text(folder / SUMS, "".join(f"{digest}  {WEIGHTS}\n" for digest in sums))
-        write_text(folder / CONFIG, json.dumps(_hugging_face_config(cfg, kind), indent=2) + "\n")
-        os.replace(fresh, folder / WEIGHTS)
-        write_text(folder / SUMS, f"{sums[0]}  {WEIGHTS}\n")
-    except SafetensorError as error:
-        raise DataError(f"could not be written ({error}); the old one, if any, is as it was. Make room and try again.",
-                        file=WEIGHTS) from None
-    finally:
-        fresh.unlink(missing_ok=True)
+    texts = {CONFIG: json.dumps(_hugging_face_config(cfg, kind), indent=2) + "\n"}
+    write_weights(folder / WEIGHTS, tensors, {"format": "pt"}, SUMS, texts)
     return folder
 
 
@@ -64,13 +55,7 @@ def load_checkpoint(folder) -> tuple[ModelConfig, dict[str, Tensor]]:
                   else f"a checkpoint is a folder with {WEIGHTS} and {CONFIG}.")
         raise DataError(f"there is no {WEIGHTS} in {str(folder)!r}; {remedy}", file=path.name)
     cfg = _read_config(folder / CONFIG)
-    _verify(folder)
-    try:
-        tensors = load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise DataError(f"cannot be read ({error}); {path.stat().st_size} bytes were found. Fetch it again.",
-                        file=path.name) from None
-    return cfg, from_hugging_face(tensors, cfg)
+    return cfg, from_hugging_face(read_weights(path, SUMS)[0], cfg)
 
 
 # Our names -> Hugging Face's; the two fused matrices are cut into their parts there.
@@ -179,15 +164,49 @@ def _read_config(path: Path) -> ModelConfig:
         raise DataError(f"describes no model that can be built: {error}", file=CONFIG) from None
 
 
-def _verify(folder: Path) -> None:
+def write_weights(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str], sums: str,
+                  texts: Mapping[str, str] = MappingProxyType({})) -> None:
+    """Write a safetensors file, and beside it `texts` by file name and the checksum into the file `sums`.
+
+    An interruption at any step leaves the old weights or the new ones whole, with a checksum that counts for them.
+    """
+    fresh = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        save_file(tensors, fresh, metadata=metadata)
+        digests = [_sha256(fresh), *([_sha256(path)] if path.exists() else [])]
+        write_text(path.with_name(sums), "".join(f"{digest}  {path.name}\n" for digest in digests))
+        for name, text in texts.items():
+            write_text(path.with_name(name), text)
+        os.replace(fresh, path)
+        write_text(path.with_name(sums), f"{digests[0]}  {path.name}\n")
+    except SafetensorError as error:
+        raise DataError(f"could not be written ({error}); the old one, if any, is as it was. Make room and try again.",
+                        file=path.name) from None
+    finally:
+        fresh.unlink(missing_ok=True)
+
+
+def read_weights(path: Path, sums: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors and the metadata of a safetensors file. DataError if it cannot be read, or if it does not have the
+    checksum in the file `sums` beside it, where there is one."""
+    _verify(path, path.with_name(sums))
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise DataError(f"cannot be read ({error}); {path.stat().st_size} bytes were found. Fetch it again.",
+                        file=path.name) from None
+
+
+def _verify(path: Path, sums: Path) -> None:
     """Compare the weights with the checksum beside them, if there is one."""
-    sums = folder / SUMS
     if sums.is_file():
         wanted = [line.split()[0] for line in sums.read_text("utf-8").splitlines() if line.strip()]
-        found = _sha256(folder / WEIGHTS)
+        found = _sha256(path)
         if found not in wanted:
-            raise DataError(f"the checksum is {found[:12]}..., {SUMS} says {' or '.join(w[:12] for w in wanted)}...: "
-                            "the file was cut or changed on its way. Fetch it again.", file=WEIGHTS)
+            raise DataError(f"the checksum is {found[:12]}..., {sums.name} says "
+                            f"{' or '.join(w[:12] for w in wanted)}...: the file was cut or changed on its way. "
+                            "Fetch it again.", file=path.name)
 
 
 def _sha256(path: Path) -> str:

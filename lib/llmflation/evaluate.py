@@ -197,8 +197,8 @@ def bits_per_byte(model: Transformer, split: str = "standard", seed: int = 0) ->
     UnknownNameError for a split that does not exist, BadInputError for a model that does not read the toy's bytes.
     """
     _check_toy(model)
-    documents = _documents(split, seed)
-    found = list(zip(documents, _bits(model, documents)))
+    documents = documents_of(split, seed)
+    found = list(zip(documents, document_bits(model, documents)))
 
     def share(name: str | None) -> tuple[float, float]:
         chosen = [(d, bits) for d, bits in found if name in (None, d.domain)]
@@ -208,14 +208,14 @@ def bits_per_byte(model: Transformer, split: str = "standard", seed: int = 0) ->
     return BitsPerByte(split, *share(None), {name: share(name) for name in DOMAINS})
 
 
-def _documents(split: str, seed: int) -> list[Document]:
+def documents_of(split: str, seed: int) -> list[Document]:
     _check_seed(seed)
     return [domain.document(Random(f"judge {domain.name} {split} {seed} {number}"), 1.0, LEAST_BYTES, split)
             for domain in DOMAINS.values() for number in range(DOCUMENTS)]
 
 
 @torch.no_grad()
-def _bits(model: Transformer, documents: Sequence[Document]) -> list[float]:
+def document_bits(model: Transformer, documents: Sequence[Document]) -> list[float]:
     """The bits that each document costs."""
     found = []
     step = TOKENS_AT_ONCE // LEAST_BYTES
@@ -236,11 +236,11 @@ def perplexity(real: Pretrained, n_tokens: int = TEXT_TOKENS) -> float:
     >>> perplexity(load_real_model())  # doctest: +SKIP
     13.5
     """
-    return math.exp(float(_text_nats(_check_real(real), n_tokens).mean()))
+    return math.exp(float(text_nats(_check_real(real), n_tokens).mean()))
 
 
 @torch.no_grad()
-def _text_nats(real: Pretrained, n_tokens: int = TEXT_TOKENS) -> Tensor:
+def text_nats(real: Pretrained, n_tokens: int = TEXT_TOKENS) -> Tensor:
     """What each token of the text costs, in nats, one after the other."""
     import pydoc_data.topics
 
@@ -265,10 +265,10 @@ def cloze(real: Pretrained) -> Score:
     >>> cloze(load_real_model())  # doctest: +SKIP
     78.5% (95%: 74.0% to 82.4%)
     """
-    return _score(_knows(_check_real(real), facts.read("cloze")))
+    return _score(knows(_check_real(real), facts.read("cloze")))
 
 
-def _knows(real: Pretrained, rows: Sequence[facts.Row]) -> list[bool]:
+def knows(real: Pretrained, rows: Sequence[facts.Row]) -> list[bool]:
     return [scores.index(max(scores)) == 0 for scores in _log_likelihoods(real, rows).tolist()]
 
 
@@ -361,20 +361,20 @@ def same_quality(a: Transformer | Pretrained, b: Transformer | Pretrained, n: in
         raise BadInputError(f"the first is {kinds[0]} and the second {kinds[1]}; allowed: two of one kind. What judges "
                             "the one means nothing to the other.")
     if isinstance(a, Pretrained):
-        knows = [_knows(real, facts.read("cloze")) for real in (a, b)]
-        return Verdict((_perplexities(_text_nats(a), _text_nats(b)), _accuracies("cloze accuracy", *knows)))
+        known = [knows(real, facts.read("cloze")) for real in (a, b)]
+        return Verdict((paired_perplexity(text_nats(a), text_nats(b)), paired_accuracy("cloze accuracy", *known)))
     for model in (a, b):
         _check_toy(model)
     found = []
     for split in ("standard", "hard"):
         asked = [p for name in DOMAINS for p in problems(name, split, n, seed, ROOM)]
-        found.append(_accuracies(f"accuracy, {split} split", right(a, asked), right(b, asked)))
-    documents = _documents("standard", seed)
-    found.append(_bit_counts(documents, _bits(a, documents), _bits(b, documents)))
+        found.append(paired_accuracy(f"accuracy, {split} split", right(a, asked), right(b, asked)))
+    documents = documents_of("standard", seed)
+    found.append(paired_bits(documents, document_bits(a, documents), document_bits(b, documents)))
     return Verdict(tuple(found))
 
 
-def _accuracies(name: str, a: Sequence[bool], b: Sequence[bool]) -> Criterion:
+def paired_accuracy(name: str, a: Sequence[bool], b: Sequence[bool]) -> Criterion:
     """The interval is Agresti and Min's (2005): of the normal distribution, with half a problem added to each cell of
     the two-by-two table, so that two models that never differ have an interval too."""
     n = len(a)
@@ -385,7 +385,7 @@ def _accuracies(name: str, a: Sequence[bool], b: Sequence[bool]) -> Criterion:
                      lost, gained)
 
 
-def _bit_counts(documents: Sequence[Document], a: Sequence[float], b: Sequence[float]) -> Criterion:
+def paired_bits(documents: Sequence[Document], a: Sequence[float], b: Sequence[float]) -> Criterion:
     """The interval is that of a ratio of sums over documents (Cochran 1977, 6.4): each document is one draw."""
     length, ratio = sum(len(d.text) for d in documents), sum(b) / sum(a)
     half = Z * math.sqrt(len(a) * variance(y - ratio * x for x, y in zip(a, b))) / sum(a)
@@ -393,7 +393,7 @@ def _bit_counts(documents: Sequence[Document], a: Sequence[float], b: Sequence[f
     return Criterion("bits per byte", sum(a) / length, sum(b) / length, ratio - 1, low, high, MOST_RATIO)
 
 
-def _perplexities(a: Tensor, b: Tensor) -> Criterion:
+def paired_perplexity(a: Tensor, b: Tensor) -> Criterion:
     """The interval takes each token's difference in nats as one draw: neighbours hardly depend on each other there."""
     middle, half = float((b - a).mean()), Z * float((b - a).std()) / math.sqrt(len(a))
     change, low, high = (math.expm1(x) for x in (middle, middle - half, middle + half))

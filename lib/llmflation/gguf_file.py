@@ -23,7 +23,7 @@ class GGUF:
     merges: list[str]
     special_ids: list[int]
     pre_tokenizer: str
-    chat_template: str
+    chat_template: str  # "" where the file has none
     stop_id: int
 
 
@@ -53,7 +53,8 @@ def load_gguf(path, dtype: torch.dtype = torch.float32) -> GGUF:
     kinds = known["tokenizer.ggml.token_type"]
     return GGUF(cfg, _state(tensors, cfg, dtype), known["tokenizer.ggml.tokens"],
                 known["tokenizer.ggml.merges"], [i for i, kind in enumerate(kinds) if kind == 3],
-                known["tokenizer.ggml.pre"], known["tokenizer.chat_template"], known["tokenizer.ggml.eos_token_id"])
+                known["tokenizer.ggml.pre"], known.get("tokenizer.chat_template", ""),
+                known["tokenizer.ggml.eos_token_id"])
 
 
 class _Fields:
@@ -67,26 +68,31 @@ class _Fields:
             raise DataError(f"has no entry {key!r}, which a Llama with a vocabulary needs.", file=self._file)
         return self._fields[key].contents()
 
+    def get(self, key: str, default):
+        """What a file may leave out."""
+        return self[key] if key in self._fields else default
+
 
 def _config(known: _Fields, tensors: set[str]) -> ModelConfig:
     llama = {name: known[f"llama.{key}"] for name, key in {
         "n_layers": "block_count", "d_model": "embedding_length", "n_heads": "attention.head_count",
         "n_kv_heads": "attention.head_count_kv", "d_ff": "feed_forward_length", "context": "context_length",
         "norm_eps": "attention.layer_norm_rms_epsilon", "rope_theta": "rope.freq_base"}.items()}
-    return ModelConfig(**llama, vocab_size=len(known["tokenizer.ggml.tokens"]),
-                       tied_embeddings="output.weight" not in tensors, name=known["general.name"])
+    return ModelConfig(**llama, head_dim=known.get("llama.attention.key_length", None),
+                       vocab_size=len(known["tokenizer.ggml.tokens"]), tied_embeddings="output.weight" not in tensors,
+                       name=known["general.name"])
 
 
-_OUTER = {"embedding.weight": "token_embd.weight", "norm.weight": "output_norm.weight", "head.weight": "output.weight"}
-_LAYER = {"attention_norm.weight": ("attn_norm",), "attention.qkv.weight": ("attn_q", "attn_k", "attn_v"),
-          "attention.out.weight": ("attn_output",), "feed_forward_norm.weight": ("ffn_norm",),
-          "feed_forward.gate_up.weight": ("ffn_gate", "ffn_up"), "feed_forward.down.weight": ("ffn_down",)}
+OUTER = {"embedding.weight": "token_embd.weight", "norm.weight": "output_norm.weight", "head.weight": "output.weight"}
+LAYER = {"attention_norm.weight": ("attn_norm",), "attention.qkv.weight": ("attn_q", "attn_k", "attn_v"),
+         "attention.out.weight": ("attn_output",), "feed_forward_norm.weight": ("ffn_norm",),
+         "feed_forward.gate_up.weight": ("ffn_gate", "ffn_up"), "feed_forward.down.weight": ("ffn_down",)}
 
 
 def _check_names(found: set[str], cfg: ModelConfig, file: str) -> None:
     """DataError that lists every tensor that is missing and every one that is unknown."""
-    wanted = {name for ours, name in _OUTER.items() if ours != "head.weight" or not cfg.tied_embeddings}
-    wanted |= {f"blk.{i}.{part}.weight" for i in range(cfg.n_layers) for parts in _LAYER.values() for part in parts}
+    wanted = {name for ours, name in OUTER.items() if ours != "head.weight" or not cfg.tied_embeddings}
+    wanted |= {f"blk.{i}.{part}.weight" for i in range(cfg.n_layers) for parts in LAYER.values() for part in parts}
     wrong = [f"{name} is missing" for name in sorted(wanted - found)]
     wrong += [f"{name} is unknown" for name in sorted(found - wanted)]
     if wrong:
@@ -102,14 +108,14 @@ def _state(tensors: dict, cfg: ModelConfig, dtype: torch.dtype) -> dict[str, Ten
         heads = {"attn_q": cfg.n_heads, "attn_k": cfg.n_kv_heads}.get(name.split(".")[-2])
         return weight if heads is None else _halves(weight, heads)
 
-    outer = dict(_OUTER)
+    outer = dict(OUTER)
     if cfg.tied_embeddings:
         del outer["head.weight"]
     state = {ours: read(theirs) for ours, theirs in outer.items()}
     if cfg.tied_embeddings:
         state["head.weight"] = state["embedding.weight"]
     for i in range(cfg.n_layers):
-        for ours, parts in _LAYER.items():
+        for ours, parts in LAYER.items():
             state[f"blocks.{i}.{ours}"] = torch.cat([read(f"blk.{i}.{part}.weight") for part in parts])
     return state
 

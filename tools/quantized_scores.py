@@ -1,0 +1,130 @@
+"""Judge the toy and SmolLM2 in every number format, by the whole of the course's problems: some minutes for each.
+
+`python tools/quantized_scores.py [SCHEME ...]` judges these schemes (all of `quant.model.SCHEMES` if none is named) and
+writes the scores into `quantized.json` beside the toy's checkpoint; the others stay as they stand there.
+Formats without a kernel here are judged as the floats that their codes stand for: the same numbers, only faster.
+"""
+
+import argparse
+import json
+import math
+import sys
+import time
+from dataclasses import replace
+from datetime import date
+from itertools import islice
+from pydoc_data.topics import topics
+from statistics import fmean
+
+import torch
+
+from llmflation import facts
+from llmflation.claims import machine
+from llmflation.corpus import BOS, DOMAINS, encode, problems, training_documents
+from llmflation.evaluate import (
+    PROBLEMS,
+    ROOM,
+    WINDOW,
+    Score,
+    document_bits,
+    documents_of,
+    knows,
+    paired_accuracy,
+    paired_bits,
+    paired_perplexity,
+    right,
+    text_nats,
+)
+from llmflation.pretrained import CHECKPOINTS, Pretrained, load_real_model, load_toy
+from llmflation.quant.kernels import Reference
+from llmflation.quant.model import SCHEMES, bits_per_weight, dequantized, model_bytes, quantize_model, quantized_layers
+
+PLACE = CHECKPOINTS / "dense" / "quantized.json"
+SPLITS = ("standard", "hard")
+
+
+def toy_found(model) -> dict:
+    """What a toy gets right of each split, problem by problem, and what each document costs it."""
+    asked = {split: [p for name in DOMAINS for p in problems(name, split, PROBLEMS, 0, ROOM)] for split in SPLITS}
+    return {split: right(model, some) for split, some in asked.items()} | {
+        "bits": document_bits(model, documents_of("standard", 0))}
+
+
+def toy_scores(found: dict, base: dict) -> dict:
+    """Those as shares with intervals, and beside the toy as it was trained."""
+    scores = {}
+    for split in SPLITS:
+        parts = {name: found[split][i * PROBLEMS:(i + 1) * PROBLEMS] for i, name in enumerate(DOMAINS)}
+        by = {name: Score(sum(some), len(some)) for name, some in parts.items()}
+        scores[split] = {"mean": fmean(s.accuracy for s in by.values()),
+                         "domains": {name: {"right": s.right, "n": s.n} for name, s in by.items()},
+                         "change": change(paired_accuracy(split, base[split], found[split]))}
+    documents = documents_of("standard", 0)
+    scores["bits_per_byte"] = sum(found["bits"]) / sum(len(d.text) for d in documents)
+    return scores | {"bits_change": change(paired_bits(documents, base["bits"], found["bits"]))}
+
+
+def real_scores(real: Pretrained, base: tuple) -> dict:
+    """Perplexity and facts of SmolLM2, and beside SmolLM2 as it came."""
+    nats, known = text_nats(real), knows(real, facts.read("cloze"))
+    return {"perplexity": math.exp(float(nats.mean())), "cloze": {"right": sum(known), "n": len(known)},
+            "perplexity_change": change(paired_perplexity(base[0], nats)),
+            "cloze_change": change(paired_accuracy("cloze", base[1], known))}
+
+
+def toy_calibration() -> list[list[int]]:
+    """The beginnings of 64 documents that the toy was trained on."""
+    documents = islice(training_documents(0), 64)
+    return [[BOS, *encode(document.text)][:WINDOW] for document in documents]
+
+
+def real_calibration(real: Pretrained) -> list[list[int]]:
+    """Eight pieces of Python's manual, between those that perplexity is taken from."""
+    ids = real.tokenizer.encode("\n\n".join(text for _, text in sorted(topics.items())))
+    starts = (int((i + 0.5) * len(ids) / 8) for i in range(8))
+    return [ids[start:start + WINDOW] for start in starts]
+
+
+def change(criterion) -> dict:
+    return {"difference": criterion.difference, "low": criterion.low, "high": criterion.high}
+
+
+def judged_form(model):
+    """The model itself where kernels multiply it, else the floats that it stands for."""
+    slow = any(type(layer.form) is Reference and layer.activation_bits is None
+               for layer in quantized_layers(model).values())
+    return dequantized(model) if slow else model
+
+
+def held(model) -> dict:
+    return {"bits_per_weight": bits_per_weight(model), "nbytes": model_bytes(model)}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("schemes", nargs="*", choices=[[], *SCHEMES], metavar="SCHEME")
+    names = parser.parse_args().schemes or list(SCHEMES)
+    stored = json.loads(PLACE.read_text("utf-8")) if PLACE.is_file() else {"toy": {}, "SmolLM2": {}}
+    toy, real = load_toy(), load_real_model(torch.float32)
+    calibration, words = toy_calibration(), real_calibration(real)
+    base, real_base = toy_found(toy), (text_nats(real), knows(real, facts.read("cloze")))
+    stored["toy"]["fp32"] = held(toy) | toy_scores(base, base)
+    stored["SmolLM2"]["fp32"] = held(real.model) | real_scores(real, real_base)
+    for name in names:
+        start = time.perf_counter()
+        small = quantize_model(toy, name, calibration=calibration)
+        took_s = time.perf_counter() - start
+        stored["toy"][name] = held(small) | {"quantizing_s": took_s} | toy_scores(toy_found(judged_form(small)), base)
+        print(f"toy, {name}: {stored['toy'][name]['standard']['mean']:.1%}, {time.perf_counter() - start:.0f} s",
+              flush=True)
+        small = quantize_model(real.model, name, calibration=words)
+        stored["SmolLM2"][name] = held(small) | real_scores(replace(real, model=judged_form(small)), real_base)
+        print(f"SmolLM2, {name}: {stored['SmolLM2'][name]['perplexity']:.2f}, {time.perf_counter() - start:.0f} s",
+              flush=True)
+        stored |= {"machine": machine(), "date": date.today().isoformat(), "torch": torch.__version__}
+        PLACE.write_text(json.dumps(stored, indent=1) + "\n", "utf-8", newline="\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
