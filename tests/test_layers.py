@@ -30,7 +30,7 @@ MACHINE = ["linear", "layers", "online_softmax", "moe", "model", *CACHES, "quant
            "gguf_file", "gguf_export", "quantized_checkpoint", "pretrained"]
 RUNNING = ["scheduler", "engine", "speculative"]
 TOY = ["corpus", "muon", "train", "evaluate"]
-EDGES = ["probe", "calibrate", "predictions", "claims", "faults", "viz", "thousandfold", "grade"]
+EDGES = ["probe", "calibrate", "predictions", "claims", "faults", "format_scores", "viz", "thousandfold", "grade"]
 
 # Module -> what it may import of the library. Modules that are not written yet have their place already.
 # Inside the lowest layer each may import those before it.

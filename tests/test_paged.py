@@ -355,7 +355,7 @@ ODD = {
     "nothing reserved": (lambda c: c.append(0, torch.zeros(1, 2, 1, 12), torch.zeros(1, 2, 1, 12)), "call `reserve`"),
     "no keys": (lambda c: [c.reserve(torch.tensor([1])), c.append(0, None, None)], "keys or values is 'NoneType'"),
     "keys elsewhere": (lambda c: [c.reserve(torch.tensor([1])),
-                                  c.append(0, *torch.zeros(2, 1, 2, 1, 12, device="meta"))], "keys or values is 'meta'"),
+                                  c.append(0, *torch.zeros(2, 1, 2, 1, 12, device="meta"))], "keys or values is 'm"),
 }
 
 

@@ -673,8 +673,8 @@ def error_by_bits(ways: dict[str, dict[int, float]], rule: dict[int, float]) -> 
     first = next(iter(ways.values()))
     low, high = min(first), max(first)
     return picture(figure, f"Line chart of the error of rounded weights, in percent on a logarithmic axis, against "
-                           f"their bits: {100 * first[high]:.2g} at {high} bits and {100 * first[low]:.2g} at {low} for "
-                           f"{next(iter(ways))}; the line of the formula runs through the dots.")
+                           f"their bits: {100 * first[high]:.2g} at {high} bits and {100 * first[low]:.2g} at {low} "
+                           f"for {next(iter(ways))}; the line of the formula runs through the dots.")
 
 
 def gain_by_tokens(ways: dict[str, dict[int, float]]) -> Picture:

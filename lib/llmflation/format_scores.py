@@ -1,0 +1,103 @@
+"""What each number format costs in quality: the stored scores of the toy and of SmolLM2, as tables.
+
+`tools/quantized_scores.py` measures them, by the whole of the course's problems, and leaves them beside the toy.
+"""
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from .errors import unknown_name
+from .evaluate import Score, Scores
+from .pretrained import CHECKPOINTS
+
+STORED = CHECKPOINTS / "dense" / "quantized.json"
+
+
+@dataclass(frozen=True, repr=False)
+class Change:
+    """By how much a measure changed against the model as it was, with its 95% interval; shares, not percent."""
+
+    difference: float
+    low: float
+    high: float
+
+    def __repr__(self) -> str:
+        return f"{100 * self.difference:+.1f} ({100 * self.low:+.1f} to {100 * self.high:+.1f})"
+
+
+class FormatScores:
+    """All stored scores, by model ("toy", "SmolLM2") and scheme; "fp32" is the model as it was."""
+
+    def __init__(self, stored: Mapping | None = None):
+        self.stored = json.loads(STORED.read_text("utf-8")) if stored is None else stored
+
+    def of(self, model: str, scheme: str) -> Mapping:
+        """All that was measured of a model in a format. UnknownNameError for one that was not."""
+        for kind, name, known in (("model", model, ("toy", "SmolLM2")), ("scheme", scheme, self.schemes)):
+            if name not in known:
+                raise unknown_name(kind, name, known)
+        return self.stored[model][scheme]
+
+    @property
+    def schemes(self) -> list[str]:
+        """The formats that were judged, those that hold the most bits first."""
+        toy = self.stored["toy"]
+        return sorted(toy, key=lambda name: -toy[name]["bits_per_weight"])
+
+    def domains(self, scheme: str, split: str = "standard") -> Scores:
+        """The toy's score in each domain, with its interval."""
+        found = self.of("toy", scheme)[split]["domains"]
+        return Scores(f"{scheme}, {split} split", {name: Score(s["right"], s["n"]) for name, s in found.items()})
+
+    def change(self, model: str, scheme: str, what: str) -> Change:
+        """Against the same model in 32 bits: "standard" or "hard" accuracy and "bits" of the toy, "perplexity" or
+        "cloze" of SmolLM2."""
+        found = self.of(model, scheme)
+        parts = found[what]["change"] if what in ("standard", "hard") else found[f"{what}_change"]
+        return Change(**parts)
+
+    def point(self, model: str, scheme: str) -> tuple[float, float, float, float]:
+        """For `viz.frontier`: bits held for a weight, and what is lost with its interval, in percent or points."""
+        found = self.change(model, scheme, "standard" if model == "toy" else "perplexity")
+        sign = -100 if model == "toy" else 100
+        low, high = sorted((sign * found.low, sign * found.high))
+        return self.of(model, scheme)["bits_per_weight"], sign * found.difference, low, high
+
+    def same_quality(self, model: str, scheme: str) -> bool:
+        """Whether it is the same quality, as the course understands it (`evaluate.same_quality`)."""
+        limits = ({"standard": 0.01, "hard": 0.01, "bits": 0.02} if model == "toy"
+                  else {"perplexity": 0.02, "cloze": 0.01})
+        return all(abs(self.change(model, scheme, what).difference) <= limit for what, limit in limits.items())
+
+    def table(self, model: str, tokens_per_s: Mapping[str, float] | None = None,
+              schemes: Iterable[str] | None = None) -> "Table":
+        """A line for each scheme: bits held for a weight, quality with intervals, and speeds where they are given."""
+        chosen = self.schemes if schemes is None else list(schemes)
+        rows = [(name, self.of(model, name)) for name in chosen]
+        speeds = tokens_per_s or {}
+        if model == "toy":
+            head = f"{'':16} bits/w  right          change, points     b/byte  tokens/s"
+            lines = [f"{name:16} {row['bits_per_weight']:6.2f}  {row['standard']['mean']:6.1%} "
+                     f"{self.change(model, name, 'standard')!r:>22} {row['bits_per_byte']:10.3f} "
+                     f"{_speed(speeds.get(name))}" for name, row in rows]
+        else:
+            head = f"{'':16} bits/w  perplexity         change, %    cloze  tokens/s"
+            lines = [f"{name:16} {row['bits_per_weight']:6.2f} {row['perplexity']:10.2f} "
+                     f"{self.change(model, name, 'perplexity')!r:>22} {row['cloze']['right'] / row['cloze']['n']:7.1%} "
+                     f"{_speed(speeds.get(name))}" for name, row in rows]
+        return Table("\n".join([head, *lines]))
+
+
+@dataclass(frozen=True, repr=False)
+class Table:
+    """Lines of text that a cell shows as they are."""
+
+    text: str
+
+    def __repr__(self) -> str:
+        return self.text
+
+
+def _speed(tokens_per_s: float | None) -> str:
+    return f"{'-' if tokens_per_s is None else format(tokens_per_s, ',.0f'):>8}"
