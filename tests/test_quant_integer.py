@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from quant_cases import normal, oracle, weights
 
 from llmflation.errors import BadInputError
+from llmflation.quant import integer
 from llmflation.quant.integer import quantize
 
 
@@ -145,3 +146,19 @@ def test_what_leaves_its_format_is_refused():
     with pytest.raises(BadInputError, match=r"^up's largest magnitude is 3e\+38|^up's largest magnitude is 3\.0000"):
         quantize(torch.tensor([[-3e38, 3e38]]), 2, symmetric=False, name="up")
     assert quantize(torch.tensor([[-3e38, 3e38]]), 2).dequantize().isfinite().all()
+
+
+@pytest.mark.parametrize("how", [{}, {"group_size": 8}, {"symmetric": False}, {"clip": "mse", "group_size": 4}])
+def test_a_large_weight_is_rounded_in_parts_and_comes_out_the_same(how, monkeypatch):
+    w = torch.randn(10, 16, generator=torch.Generator().manual_seed(0))
+    whole = integer.quantize(w, 4, **how)
+    monkeypatch.setattr(integer, "ROWS", 3)
+    parts = integer.quantize(w, 4, **how)
+    assert torch.equal(parts.codes, whole.codes) and torch.equal(parts.scales, whole.scales)
+    assert parts.zeros is whole.zeros is None or torch.equal(parts.zeros, whole.zeros)
+    assert parts.shape == whole.shape == (10, 16)
+    together = integer.quantize(w, 4, per_tensor=True)  # has one scale for all and is never cut
+    assert together.scales.shape == (1, 1)
+    w[7, 3] = torch.nan
+    with pytest.raises(BadInputError, match=r"first at \(7, 3\)"):
+        integer.quantize(w, 4, **how)

@@ -11,6 +11,7 @@ from .errors import unknown_name
 from .evaluate import Score, Scores
 from .pretrained import CHECKPOINTS
 
+MOST = 5  # times as much: beyond it digits say nothing
 STORED = CHECKPOINTS / "dense" / "quantized.json"
 
 
@@ -23,6 +24,8 @@ class Change:
     high: float
 
     def __repr__(self) -> str:
+        if self.difference > MOST:
+            return f"more than {MOST} times"
         return f"{100 * self.difference:+.1f} ({100 * self.low:+.1f} to {100 * self.high:+.1f})"
 
 
@@ -83,7 +86,7 @@ class FormatScores:
                      f"{_speed(speeds.get(name))}" for name, row in rows]
         else:
             head = f"{'':16} bits/w  perplexity         change, %    cloze  tokens/s"
-            lines = [f"{name:16} {row['bits_per_weight']:6.2f} {row['perplexity']:10.2f} "
+            lines = [f"{name:16} {row['bits_per_weight']:6.2f} {row['perplexity']:10.4g} "
                      f"{self.change(model, name, 'perplexity')!r:>22} {row['cloze']['right'] / row['cloze']['n']:7.1%} "
                      f"{_speed(speeds.get(name))}" for name, row in rows]
         return Table("\n".join([head, *lines]))

@@ -678,7 +678,7 @@ def error_by_bits(ways: dict[str, dict[int, float]], rule: dict[int, float]) -> 
 
 
 def gain_by_tokens(ways: dict[str, dict[int, float]]) -> Picture:
-    """How many times as fast a call is with weights in fewer bits, against the tokens that it reads at once."""
+    """How many times as fast as with floats a call is in fewer bits, against the tokens that it reads at once."""
     figure, ax = _axes(3.4)
     ax.axhline(1, color=GREY, linewidth=1.2, linestyle=":", zorder=0)
     for (name, gains), marker in zip(ways.items(), "os^", strict=False):
@@ -688,22 +688,24 @@ def gain_by_tokens(ways: dict[str, dict[int, float]]) -> Picture:
     tokens = list(next(iter(ways.values())))
     ax.set_xticks(tokens, [f"{n:,}" for n in tokens])
     ax.xaxis.set_minor_locator(NullLocator())
-    ax.set(xlabel="call (tokens at once)", ylabel="speed over 32-bit weights (times)", ylim=(0, None))
+    ax.set(xlabel="call (tokens at once)", ylabel="speed over floats (times)", ylim=(0, None))
     said = "; ".join(f"{name.replace(chr(10), ' ')} {gains[min(gains)]:.2g} times for {min(gains)} token and "
                      f"{gains[max(gains)]:.2g} for {max(gains):,}" for name, gains in ways.items())
-    return picture(figure, f"Line chart of how many times as fast a call is as with weights in 32 bits, against the "
+    return picture(figure, f"Line chart of how many times as fast a call is as with floats, against the "
                            f"tokens that it reads, on a logarithmic axis: {said}.")
 
 
 def frontier(points: dict[str, tuple[float, float, float, float]], quality: str) -> Picture:
     """What schemes lose, with its interval, against the bits that they hold for a weight: name -> (bits, value, low,
-    high), measured. `quality` names the value and its unit."""
+    high), measured and above 0. `quality` names the value and its unit."""
     figure, ax = _axes(4.2)
     for i, (name, (bits, value, low, high)) in enumerate(points.items()):
         ax.errorbar(bits, value, yerr=[[max(value - low, 0)], [max(high - value, 0)]], color=BLACK, marker="o",
                     markersize=5, linewidth=1, capsize=2)
         ax.annotate(name, (bits, value), xytext=(5, 4 if i % 2 else -11), textcoords="offset points", fontsize=WORDS)
+    ax.set_yscale("log")
+    ax.margins(x=0.15, y=0.1)
+    _log_ticks(ax.yaxis, least=3)
     ax.set(xlabel="held for each weight (bits)", ylabel=quality)
-    ax.margins(x=0.12)
     said = "; ".join(f"{name} {value:.3g} at {bits:.2g} bits" for name, (bits, value, _, _) in points.items())
-    return picture(figure, f"Dot chart of {quality} against the bits held for each weight, with intervals: {said}.")
+    return picture(figure, f"Dot chart of {quality}, on a logarithmic axis, against the bits held for each weight, with intervals: {said}.")

@@ -10,9 +10,10 @@ from torch import Tensor
 
 from ..errors import bad_input
 from .packing import check_bits
-from .tensor import QuantizedTensor, assemble, checked_weight, grouped, held
+from .tensor import QuantizedTensor, assemble, checked_weight, grouped, held, joined
 
 SHRINKS = tuple(1 - i / 50 for i in range(26))  # shares of the range that the search for a clip tries
+ROWS = 8192  # of a weight that are rounded at a time: a head's floats need not be held several times over
 SCALE_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -36,6 +37,10 @@ def quantize(w: Tensor, bits: int, group_size: int | None = None, *, symmetric: 
     wide = checked_weight(w, name)
     if per_tensor and group_size is not None:
         raise bad_input("group_size", group_size, "None where the whole tensor has one scale")
+    if not per_tensor and len(w) > ROWS:
+        del wide
+        how = {"symmetric": symmetric, "clip": clip, "scale_dtype": scale_dtype, "name": name}
+        return joined([quantize(rows, bits, group_size, **how) for rows in w.split(ROWS)])
     groups = wide.reshape(1, 1, -1) if per_tensor else grouped(wide, group_size, name)
     low, high = _range(groups, symmetric)
     if clip:

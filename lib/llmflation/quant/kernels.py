@@ -178,8 +178,8 @@ class RowwiseInt8(PlainInt8):
     def in_bits(self, x: Tensor, bits: int) -> Tensor:
         wide, top = x.float(), 2 ** (bits - 1) - 1
         most = largest(wide)
-        sums = torch._int_mm((wide / most * top).round_().to(torch.int8), self.codes.t())
-        return (sums * self.scales.float() * (most / top)).to(x.dtype)
+        sums = torch._int_mm((wide / most * top).round_().to(torch.int8), self.codes.t()).float()
+        return sums.mul_(self.scales.float()).mul_(most / top).to(x.dtype)  # in place: a head's result is large
 
 
 class WeightOnlyInt8(PlainInt8):
@@ -194,7 +194,7 @@ class WeightOnlyInt8(PlainInt8):
                 and q.shape[0] % 16 == 0 and q.shape[1] % 32 == 0)
 
     def dense(self) -> Tensor:
-        return self.codes.to(torch.bfloat16) * self.scales[:, None]
+        return self.codes.to(torch.bfloat16).mul_(self.scales[:, None])
 
     def product(self, x: Tensor) -> Tensor:
         half = x.to(torch.bfloat16).contiguous()

@@ -5,6 +5,7 @@ Every number format of this package gives a `QuantizedTensor`; formats differ in
 Letters: N rows (outputs) and K columns (inputs) of a weight, G groups in a row.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -79,6 +80,15 @@ class QuantizedTensor:
 def dequantize(q: QuantizedTensor, dtype: torch.dtype = torch.float32) -> Tensor:
     """The weight (N, K) that a QuantizedTensor stands for."""
     return q.dequantize(dtype)
+
+
+def joined(parts: Sequence[QuantizedTensor]) -> QuantizedTensor:
+    """One weight of several that were quantized alike, their rows one below the other."""
+    first = parts[0]
+    zeros = None if first.zeros is None else torch.cat([part.zeros for part in parts])
+    return QuantizedTensor(first.format, torch.cat([part.codes for part in parts]), first.levels,
+                           torch.cat([part.scales for part in parts]), zeros,
+                           (sum(part.shape[0] for part in parts), first.shape[1]), first.bits)
 
 
 def checked_weight(w: Tensor, name: str = "weight") -> Tensor:
