@@ -162,3 +162,8 @@ def test_a_large_weight_is_rounded_in_parts_and_comes_out_the_same(how, monkeypa
     w[7, 3] = torch.nan
     with pytest.raises(BadInputError, match=r"first at \(7, 3\)"):
         integer.quantize(w, 4, **how)
+
+
+def test_what_float32_cannot_hold_is_told_from_infinity():
+    with pytest.raises(BadInputError, match=r"0 NaN and 0 infinite values and 64 that float32 cannot hold.*\(0, 0\)"):
+        quantize(torch.full((2, 32), 1e300, dtype=torch.float64), 8)

@@ -300,3 +300,18 @@ def test_a_scheme_of_one_s_own(tiny):
     with pytest.raises(AttributeError):
         mine.name = "int7"
     assert "int6" not in schemes.SCHEMES
+
+
+@pytest.mark.parametrize("call, says", [
+    (lambda model: quantize_model(model, "int8", skip=5), "skip is 5"),
+    (lambda model: quantize_model(model, "int8", skip=None), "skip is None"),
+    (lambda model: quantize_model(model, "int8", skip=[5]), "skip is \\[5\\]"),
+    (lambda model: quantize_model(model, "gptq-int4", calibration=5), "the calibration tokens is 5")])
+def test_what_is_no_list_is_refused_in_our_words(call, says):
+    with pytest.raises(BadInputError, match=says):
+        call(Transformer(ModelConfig(1, 32, 2, 1, 64, 61, context=32)).eval().requires_grad_(False))
+
+
+def test_a_list_is_no_scheme():
+    with pytest.raises(UnknownNameError, match="unknown scheme"):
+        quantize_model(Transformer(ModelConfig(1, 32, 2, 1, 64, 61, context=32)), ["int8"])

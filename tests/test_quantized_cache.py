@@ -526,3 +526,11 @@ def test_a_faulty_cache_breaks_the_law(law, given, fault):
     law(QuantizedKVCache, *given)
     with pytest.raises((AssertionError, BadInputError)):
         law(fault, *given)
+
+
+def test_a_head_narrower_than_a_group_is_a_group():
+    narrow = ModelConfig(2, 64, 4, 2, 96, 61, context=32, head_dim=16)
+    cache = QuantizedKVCache(narrow, 1)
+    assert cache._scales.shape[-1] == 1
+    with pytest.raises(BadInputError, match="dtype is 'float32'"):
+        QuantizedKVCache(narrow, 1, dtype="float32")

@@ -104,7 +104,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("schemes", nargs="*", choices=[[], *SCHEMES], metavar="SCHEME")
     names = parser.parse_args().schemes or list(SCHEMES)
-    stored = json.loads(PLACE.read_text("utf-8")) if PLACE.is_file() else {"toy": {}, "SmolLM2": {}}
+    checkpoint = PLACE.with_name("SHA256SUMS").read_text("utf-8").split()[0]
+    stored = json.loads(PLACE.read_text("utf-8")) if PLACE.is_file() else {}
+    if stored.get("checkpoint") != checkpoint:  # another toy's: all are judged anew
+        stored = {"toy": {}, "SmolLM2": {}, "checkpoint": checkpoint}
     toy, real = load_toy(), load_real_model(torch.float32)
     calibration, words = toy_calibration(), real_calibration(real)
     base, real_base = toy_found(toy), (text_nats(real), knows(real, facts.read("cloze")))

@@ -26,7 +26,9 @@ class Change:
     def __repr__(self) -> str:
         if self.difference > MOST:
             return f"more than {MOST} times"
-        return f"{100 * self.difference:+.1f} ({100 * self.low:+.1f} to {100 * self.high:+.1f})"
+        places = 0 if abs(self.difference) >= 1 else 1
+        mid, low, high = (f"{100 * x:+.{places}f}" for x in (self.difference, self.low, self.high))
+        return f"{mid} ({low} to {high})"
 
 
 class FormatScores:
@@ -73,23 +75,34 @@ class FormatScores:
                   else {"perplexity": 0.02, "cloze": 0.01})
         return all(abs(self.change(model, scheme, what).difference) <= limit for what, limit in limits.items())
 
+    def by_domain(self, split: str = "standard") -> "Table":
+        """The toy's accuracy in each domain, a line for each scheme; `domains` has the intervals of one."""
+        names = list(self.domains("fp32", split).by)
+        lines = [f"{scheme:16}" + "".join(f"{100 * self.domains(scheme, split)[name].accuracy:8.1f}" for name in names)
+                 for scheme in self.schemes]
+        return Table("\n".join([f"{'right, %':16}" + "".join(f"{name[:7]:>8}" for name in names), *lines]))
+
     def table(self, model: str, tokens_per_s: Mapping[str, float] | None = None,
               schemes: Iterable[str] | None = None) -> "Table":
-        """A line for each scheme: bits held for a weight, quality with intervals, and speeds where they are given."""
+        """A line for each scheme: bits held for a weight, quality with intervals, and speeds if they are given."""
         chosen = self.schemes if schemes is None else list(schemes)
-        rows = [(name, self.of(model, name)) for name in chosen]
-        speeds = tokens_per_s or {}
-        if model == "toy":
-            head = f"{'':16} bits/w  right          change, points     b/byte  tokens/s"
-            lines = [f"{name:16} {row['bits_per_weight']:6.2f}  {row['standard']['mean']:6.1%} "
-                     f"{self.change(model, name, 'standard')!r:>22} {row['bits_per_byte']:10.3f} "
-                     f"{_speed(speeds.get(name))}" for name, row in rows]
-        else:
-            head = f"{'':16} bits/w  perplexity         change, %    cloze  tokens/s"
-            lines = [f"{name:16} {row['bits_per_weight']:6.2f} {row['perplexity']:10.4g} "
-                     f"{self.change(model, name, 'perplexity')!r:>22} {row['cloze']['right'] / row['cloze']['n']:7.1%} "
-                     f"{_speed(speeds.get(name))}" for name, row in rows]
-        return Table("\n".join([head, *lines]))
+        line = self._toy_line if model == "toy" else self._real_line
+        head = {"toy": f"{'':16} bits/w  right          change, points     b/byte",
+                "SmolLM2": f"{'':16} bits/w  perplexity         change, %    cloze"}
+        lines = [f"{name:16} {self.of(model, name)['bits_per_weight']:6.2f} {line(name)}" for name in chosen]
+        if tokens_per_s is not None:
+            head[model] += "  tokens/s"
+            lines = [line + _speed(tokens_per_s.get(name)) for line, name in zip(lines, chosen)]
+        return Table("\n".join([head[model], *lines]))
+
+    def _toy_line(self, name: str) -> str:
+        row, change = self.of("toy", name), self.change("toy", name, "standard")
+        return f"{row['standard']['mean']:7.1%} {change!r:>22} {row['bits_per_byte']:10.3f}"
+
+    def _real_line(self, name: str) -> str:
+        row, cloze = self.of("SmolLM2", name), self.of("SmolLM2", name)["cloze"]
+        perplexity = f"{row['perplexity']:10.2f}" if row["perplexity"] < 1e5 else f"{row['perplexity']:10.0e}"
+        return f"{perplexity} {self.change('SmolLM2', name, 'perplexity')!r:>22} {cloze['right'] / cloze['n']:7.1%}"
 
 
 @dataclass(frozen=True, repr=False)
@@ -103,4 +116,4 @@ class Table:
 
 
 def _speed(tokens_per_s: float | None) -> str:
-    return f"{'-' if tokens_per_s is None else format(tokens_per_s, ',.0f'):>8}"
+    return f"{'-' if tokens_per_s is None else format(tokens_per_s, ',.0f'):>10}"

@@ -29,9 +29,9 @@ class QuantizedKVCache(ContiguousKVCache):
     """Codes for `capacity` tokens of each of `batch` sequences. A token finds itself and the `recent` - 1 before it in
     full precision (`dtype`), all others rounded, however many tokens a call brings.
 
-    A scale and a zero point serve `group_size` channels of a token's head, None: all of them. Up to `recent` tokens
-    nothing is different from a ContiguousKVCache. Beyond, with `recent` above 0, only the last token can be forgotten,
-    or all.
+    A scale and a zero point serve `group_size` channels of a token's head; None, or more than it has: all of them.
+    Up to `recent` tokens nothing is different from a ContiguousKVCache. Beyond, with `recent` above 0, only the last
+    token can be forgotten, or all.
     """
 
     def __init__(self, cfg: ModelConfig, batch: int, capacity: int | None = None, bits: int = 8,
@@ -39,8 +39,10 @@ class QuantizedKVCache(ContiguousKVCache):
         if type(bits) is not int or bits not in (4, 8):
             raise bad_input("bits", bits, "8 or 4")
         for name, kind in (("dtype", dtype), ("scale_dtype", scale_dtype)):
-            if not kind.is_floating_point:
+            if not isinstance(kind, torch.dtype) or not kind.is_floating_point:
                 raise bad_input(name, kind, "a float format, such as torch.float32")
+        if type(group_size) is int and group_size > cfg.head_dim:
+            group_size = None  # a head is as wide as a group gets
         recent, groups = check_whole("recent", recent, 0), grouped(torch.empty(1, cfg.head_dim), group_size, "a head")
         with torch.device("meta"):  # no memory: less is needed than for keys and values
             super().__init__(cfg, batch, capacity, dtype)

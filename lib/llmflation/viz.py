@@ -702,10 +702,12 @@ def frontier(points: dict[str, tuple[float, float, float, float]], quality: str)
     for i, (name, (bits, value, low, high)) in enumerate(points.items()):
         ax.errorbar(bits, value, yerr=[[max(value - low, 0)], [max(high - value, 0)]], color=BLACK, marker="o",
                     markersize=5, linewidth=1, capsize=2)
-        ax.annotate(name, (bits, value), xytext=(5, 4 if i % 2 else -11), textcoords="offset points", fontsize=WORDS)
+        side = {"xytext": (5, -4)} if i % 2 else {"xytext": (-5, -4), "ha": "right"}
+        ax.annotate(name, (bits, value), textcoords="offset points", fontsize=WORDS, **side)
     ax.set_yscale("log")
     ax.margins(x=0.15, y=0.1)
     _log_ticks(ax.yaxis, least=3)
     ax.set(xlabel="held for each weight (bits)", ylabel=quality)
     said = "; ".join(f"{name} {value:.3g} at {bits:.2g} bits" for name, (bits, value, _, _) in points.items())
-    return picture(figure, f"Dot chart of {quality}, on a logarithmic axis, against the bits held for each weight, with intervals: {said}.")
+    return picture(figure, f"Dot chart of {quality}, on a logarithmic axis, against the bits held for each weight, "
+                           f"with intervals: {said}.")

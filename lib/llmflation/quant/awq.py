@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ..errors import BadInputError, check_whole
 from .calibration import Inputs, Stage, observed, output_error, shared_copy, walk
+from .gptq import check_hessian
 from .integer import quantize
 from .tensor import checked_weight
 
@@ -48,6 +49,7 @@ def search_scales(w: Tensor, inputs: Inputs, bits: int = 4, group_size: int | No
     if len(inputs.mean_abs) != w.shape[1]:
         raise BadInputError(f"inputs of {len(inputs.mean_abs)} channels do not belong to {name} {tuple(w.shape)}; "
                             f"allowed: {w.shape[1]}. Calibrate with the layer's own inputs.")
+    check_hessian(inputs.hessian, w.shape[1], 0, name, tuple(w.shape))
     hessian, best, plain = inputs.hessian.float(), None, None
     for step in range(points + 1):
         scales = powers(inputs.mean_abs, step / points)

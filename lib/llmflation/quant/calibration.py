@@ -216,6 +216,8 @@ def batches(tokens) -> list[Tensor]:
 
 def _by_length(lists: Iterable) -> dict[int, list[list[int]]]:
     alike: dict[int, list[list[int]]] = {}
+    if not isinstance(lists, Iterable):
+        raise bad_input("the calibration tokens", lists, "lists of token ids, or whole numbers (B, T)")
     for number, ids in enumerate(lists):
         row = ids.tolist() if isinstance(ids, Tensor) else list(ids) if isinstance(ids, Iterable) else None
         if row is None or any(isinstance(t, bool) or not hasattr(t, "__index__") for t in row):

@@ -89,6 +89,9 @@ def quantize_model(model: nn.Module, scheme: str | Scheme, *, skip: Iterable[str
     calibration: then nothing has changed.
     """
     scheme = scheme if isinstance(scheme, Scheme) else _scheme(scheme)
+    skip = [skip] if isinstance(skip, str) else list(skip) if isinstance(skip, Iterable) else skip
+    if not isinstance(skip, list) or any(not isinstance(pattern, str) for pattern in skip):
+        raise bad_input("skip", skip, "a layer's name or pattern, or several")
     names = _chosen(model, skip)
     if scheme.calibrated and calibration is None:
         raise bad_input("calibration", None, f"a few thousand tokens that {scheme.name} learns from",
@@ -178,7 +181,7 @@ def bits_per_weight(model: nn.Module) -> float:
 
 
 def _scheme(name: object) -> Scheme:
-    if name not in SCHEMES:
+    if not isinstance(name, str) or name not in SCHEMES:
         raise unknown_name("scheme", name, SCHEMES)
     return SCHEMES[name]
 
@@ -186,7 +189,7 @@ def _scheme(name: object) -> Scheme:
 def _chosen(model: nn.Module, skip: Iterable[str]) -> list[str]:
     """The names of all layers but those to skip, each of which must be there."""
     names, skipped = list(linear_layers(model)), set()
-    for pattern in (skip,) if isinstance(skip, str) else skip:
+    for pattern in skip:
         met = {n for n in names if fnmatchcase(n, pattern) or n.startswith(f"{pattern}.")}
         if not met:
             raise unknown_name("layer", pattern, names)

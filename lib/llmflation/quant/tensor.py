@@ -103,10 +103,12 @@ def checked_weight(w: Tensor, name: str = "weight") -> Tensor:
         raise bad_input(f"{name}'s shape", tuple(w.shape), "(rows, columns), one of each at least")
     wide = w.detach().float()
     if not bool(torch.isfinite(wide).all()):
-        nan, inf = wide.isnan(), wide.isinf()
-        first = tuple((nan | inf).nonzero()[0].tolist())
-        raise BadInputError(f"{name} has {int(nan.sum())} NaN and {int(inf.sum())} infinite values, the first at "
-                            f"{first}; nothing was quantized. Find the layer that made them.")
+        nan, inf = w.isnan(), w.isinf()
+        large = wide.isinf() & ~inf  # finite in float64, and beyond float32
+        first = tuple((nan | inf | large).nonzero()[0].tolist())
+        beyond = f" and {int(large.sum())} that float32 cannot hold" if bool(large.any()) else ""
+        raise BadInputError(f"{name} has {int(nan.sum())} NaN and {int(inf.sum())} infinite values{beyond}, the first "
+                            f"at {first}; nothing was quantized. Find the layer that made them.")
     return wide
 
 
