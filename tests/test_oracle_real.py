@@ -33,17 +33,19 @@ def test_the_scores_equal_hugging_faces(real):
     other = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32).eval()
     tokens = torch.tensor([real.tokenizer.encode("\n".join(LINES))[:200]])
     with torch.no_grad():
-        theirs, read = other(tokens).logits, real.model(tokens)
+        theirs, fastest = other(tokens).logits, real.model(tokens)
         exact = in_double(real.model)(tokens)
         set_linear_path("plain")
         try:
             cache = ContiguousKVCache(real.model.cfg, 1, 200)
+            read = real.model(tokens)
             real.model(tokens[:, :180], cache)
             written = torch.cat([real.model(tokens[:, i : i + 1], cache) for i in range(180, 200)], dim=1)
         finally:
             set_linear_path("auto")
     assert (read - exact).abs().max() < 1e-4 and (written - exact[:, 180:]).abs().max() < 1e-4
     assert (theirs - exact).abs().max() < 1.2e-4 and (theirs - read).abs().max() < 1.5e-4
+    assert (fastest - exact).abs().max() < 3e-4  # packed products round by up to twice as much
 
 
 def in_double(model):
