@@ -9,6 +9,7 @@ Letters: N rows (outputs) and K columns (inputs) of a weight, R vectors.
 import functools
 import time
 import warnings
+from abc import ABC, abstractmethod
 from contextlib import contextmanager
 
 import torch
@@ -27,32 +28,32 @@ PATHS = ("auto", "reference")
 _path, _times_set = "auto", 0
 
 
-class Form:
+class Form(ABC):
     """A weight (N, K) as a kernel reads it: made from a QuantizedTensor that it `takes`, and turned into it again."""
 
     by_row = True  # whether single rows can be looked up, as an embedding does
 
     @classmethod
+    @abstractmethod
     def takes(cls, q: QuantizedTensor, activation_bits: int | None) -> bool:
         """Whether the kernel computes what this weight, with activations in so many bits, means."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def nbytes(self) -> int:
         """Bytes held."""
-        raise NotImplementedError
 
+    @abstractmethod
     def tensor(self) -> QuantizedTensor:
         """The very QuantizedTensor that it was made from."""
-        raise NotImplementedError
 
     def rows(self, ids: Tensor, dtype: torch.dtype) -> Tensor:
         """The weights (n, K) of the rows `ids` (n,)."""
-        raise NotImplementedError
+        return self.tensor().dequantize(dtype, ids)
 
+    @abstractmethod
     def product(self, x: Tensor) -> Tensor:
         """x (R, K) -> (R, N), in the format of x."""
-        raise NotImplementedError
 
 
 class Reference(Form):
@@ -61,15 +62,16 @@ class Reference(Form):
     def __init__(self, q: QuantizedTensor, activation_bits: int | None = None):
         self.q, self.activation_bits = q, activation_bits
 
+    @classmethod
+    def takes(cls, q: QuantizedTensor, activation_bits: int | None) -> bool:
+        return True
+
     @property
     def nbytes(self) -> int:
         return self.q.nbytes
 
     def tensor(self) -> QuantizedTensor:
         return self.q
-
-    def rows(self, ids: Tensor, dtype: torch.dtype) -> Tensor:
-        return self.q.dequantize(dtype, ids)
 
     def product(self, x: Tensor) -> Tensor:
         if self.activation_bits is None:

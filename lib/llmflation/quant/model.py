@@ -11,6 +11,7 @@ from torch import nn
 
 from ..errors import BadInputError, bad_input, unknown_name
 from ..linear import Linear
+from .calibration import linear_layers
 from .floats import fp8, mxfp4, nf4
 from .ggml import q4_0, q8_0
 from .integer import quantize
@@ -109,7 +110,7 @@ def with_quantized(model: nn.Module, tensors: Mapping[str, QuantizedTensor],
 
     BadInputError for a weight of another shape, UnknownNameError for a name that is no linear layer's.
     """
-    layers = linear_layers(model)
+    layers = unquantized_layers(model)
     for name, q in tensors.items():
         if name not in layers:
             raise unknown_name("linear layer", name, layers)
@@ -128,18 +129,14 @@ def with_quantized(model: nn.Module, tensors: Mapping[str, QuantizedTensor],
     return deepcopy(model, memo).eval()
 
 
-def linear_layers(model: nn.Module) -> dict[str, Linear]:
+def unquantized_layers(model: nn.Module) -> dict[str, Linear]:
     """The layers that can be quantized, by name. BadInputError for a model that has none, or has quantized ones."""
     if not isinstance(model, nn.Module):
         raise bad_input("model", type(model).__name__, "a Transformer, such as load_toy() or load_real_model().model")
-    found = {}
-    for name, module in model.named_modules():
-        if isinstance(module, QuantizedLinear):
-            raise BadInputError(f"{name or 'the model'} is already {module.format}; quantize the model that it was "
-                                "made from, so that errors do not add up.")
-        if isinstance(module, Linear):
-            found[name] = module
-    if not found:
+    for name, layer in quantized_layers(model).items():
+        raise BadInputError(f"{name or 'the model'} is already {layer.format}; quantize the model that it was made "
+                            "from, so that errors do not add up.")
+    if not (found := linear_layers(model)):
         raise BadInputError(f"{type(model).__name__} has no llmflation.linear.Linear; nothing can be quantized.")
     return found
 
@@ -188,7 +185,7 @@ def _scheme(name: object) -> Scheme:
 
 def _chosen(model: nn.Module, skip: Iterable[str]) -> list[str]:
     """The names of all layers but those to skip, each of which must be there."""
-    names, skipped = list(linear_layers(model)), set()
+    names, skipped = list(unquantized_layers(model)), set()
     for pattern in skip:
         met = {n for n in names if fnmatchcase(n, pattern) or n.startswith(f"{pattern}.")}
         if not met:
