@@ -76,7 +76,7 @@ test: book $(VENV)/.ready-to-test
 $(LLAMACPP)/.ready: tests/llamacpp/cmake_flags.py
 	@$(PY) -m venv "$(LLAMACPP)"
 	@echo "Building llama.cpp from source: $$($(PY) tests/llamacpp/cmake_flags.py)"
-	@CMAKE_ARGS="$$($(PY) tests/llamacpp/cmake_flags.py)" "$(subst $(VENV),$(LLAMACPP),$(BIN))/python" -m pip \
+	@PYTHONPATH= CMAKE_ARGS="$$($(PY) tests/llamacpp/cmake_flags.py)" "$(subst $(VENV),$(LLAMACPP),$(BIN))/python" -m pip \
 		--disable-pip-version-check install -q --no-cache-dir --no-binary llama-cpp-python llama-cpp-python==0.3.36 \
 		|| { echo "llama.cpp could not be built; it needs a C++ compiler (apt install g++, xcode-select --install)."; exit 1; }
 	@touch "$@"

@@ -1,7 +1,8 @@
 """Judge the toy and SmolLM2 in every number format, by the whole of the course's problems: some minutes for each.
 
-`python tools/quantized_scores.py [SCHEME ...]` judges these schemes (all of `quant.model.SCHEMES` if none is named) and
-writes the scores into `quantized.json` beside the toy's checkpoint; the others stay as they stand there.
+`python tools/quantized_scores.py [SCHEME ...]` judges these schemes (all of `quant.model.SCHEMES`, and then the caches,
+if none is named; `caches` for the caches alone) and writes the scores into `quantized.json` beside the toy's
+checkpoint; the others stay as they stand there.
 Formats without a kernel here are judged as the floats that their codes stand for: the same numbers, only faster.
 """
 
@@ -12,6 +13,7 @@ import sys
 import time
 from dataclasses import replace
 from datetime import date
+from functools import partial
 from itertools import islice
 from pydoc_data.topics import topics
 from statistics import fmean
@@ -20,11 +22,14 @@ import torch
 
 from llmflation import facts
 from llmflation.claims import machine
-from llmflation.corpus import BOS, DOMAINS, encode, problems, training_documents
+from llmflation.corpus import BOS, DOMAINS, encode, look_up_at, problems, training_documents
 from llmflation.evaluate import (
+    DISTANCES,
     PROBLEMS,
     ROOM,
+    TEXT_TOKENS,
     WINDOW,
+    MakeCache,
     Score,
     document_bits,
     documents_of,
@@ -38,9 +43,17 @@ from llmflation.evaluate import (
 from llmflation.pretrained import CHECKPOINTS, Pretrained, load_real_model, load_toy
 from llmflation.quant.kernels import Reference
 from llmflation.quant.model import SCHEMES, bits_per_weight, dequantized, model_bytes, quantize_model, quantized_layers
+from llmflation.quantized_cache import QuantizedKVCache
 
 PLACE = CHECKPOINTS / "dense" / "quantized.json"
 SPLITS = ("standard", "hard")
+CACHE_PROBLEMS = 100  # look-ups at each distance
+CACHES: dict[str, MakeCache | None] = {
+    "fp32": None,
+    "8 bits, groups of 32": partial(QuantizedKVCache, bits=8),
+    "4 bits, groups of 16": partial(QuantizedKVCache, bits=4, group_size=16),
+    "4 bits, groups of 32": partial(QuantizedKVCache, bits=4),
+    "4 bits, a head": partial(QuantizedKVCache, bits=4, group_size=None)}
 
 
 def toy_found(model) -> dict:
@@ -70,6 +83,23 @@ def real_scores(real: Pretrained, base: tuple) -> dict:
     return {"perplexity": math.exp(float(nats.mean())), "cloze": {"right": sum(known), "n": len(known)},
             "perplexity_change": change(paired_perplexity(base[0], nats)),
             "cloze_change": change(paired_accuracy("cloze", base[1], known))}
+
+
+def cache_scores(make: MakeCache | None, toy, real: Pretrained, base: dict) -> tuple[dict, dict]:
+    """With a cache that rounds: the toy's look-ups by distance, and SmolLM2's text, all and by quarters of a window;
+    and what the next cache is compared with (`base` is that of whole keys and values, or empty)."""
+    found = {at: right(toy, look_up_at(at, CACHE_PROBLEMS, 0, ROOM), make) for at in DISTANCES}
+    nats = text_nats(real, TEXT_TOKENS, make)
+    found |= {f"q{i}": part for i, part in enumerate(nats.view(-1, 4, WINDOW // 4).unbind(1))} | {"text": nats}
+    base = base or found
+    return {
+        "bits_per_value": 32 if make is None else make(toy.cfg, 1, 1).bits_per_value,
+        "distances": {at: {"right": sum(found[at]), "n": CACHE_PROBLEMS,
+                           "change": change(paired_accuracy(f"{at}", base[at], found[at]))} for at in DISTANCES},
+        "perplexity": math.exp(float(nats.mean())),
+        "perplexity_change": change(paired_perplexity(base["text"], nats)),
+        "quarters": [change(paired_perplexity(base[f"q{i}"].flatten(), found[f"q{i}"].flatten())) for i in range(4)],
+    }, base
 
 
 def toy_calibration() -> list[list[int]]:
@@ -102,13 +132,22 @@ def held(model) -> dict:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("schemes", nargs="*", choices=[[], *SCHEMES], metavar="SCHEME")
-    names = parser.parse_args().schemes or list(SCHEMES)
+    parser.add_argument("schemes", nargs="*", choices=[[], *SCHEMES, "caches"], metavar="SCHEME")
+    names = parser.parse_args().schemes or [*SCHEMES, "caches"]
     checkpoint = PLACE.with_name("SHA256SUMS").read_text("utf-8").split()[0]
     stored = json.loads(PLACE.read_text("utf-8")) if PLACE.is_file() else {}
     if stored.get("checkpoint") != checkpoint:  # another toy's: all are judged anew
         stored = {"toy": {}, "SmolLM2": {}, "checkpoint": checkpoint}
     toy, real = load_toy(), load_real_model(torch.float32)
+    if schemes := [name for name in names if name in SCHEMES]:
+        judge_schemes(schemes, toy, real, stored)
+    if "caches" in names:
+        judge_caches(toy, real, stored)
+    return 0
+
+
+def judge_schemes(names: list[str], toy, real: Pretrained, stored: dict) -> None:
+    """Each of them on both models; what is done is stored at once."""
     calibration, words = toy_calibration(), real_calibration(real)
     base, real_base = toy_found(toy), (text_nats(real), knows(real, facts.read("cloze")))
     stored["toy"]["fp32"] = held(toy) | toy_scores(base, base)
@@ -124,9 +163,23 @@ def main() -> int:
         stored["SmolLM2"][name] = held(small) | real_scores(replace(real, model=judged_form(small)), real_base)
         print(f"SmolLM2, {name}: {stored['SmolLM2'][name]['perplexity']:.2f}, {time.perf_counter() - start:.0f} s",
               flush=True)
-        stored |= {"machine": machine(), "date": date.today().isoformat(), "torch": torch.__version__}
-        PLACE.write_text(json.dumps(stored, indent=1) + "\n", "utf-8", newline="\n")
-    return 0
+        store(stored)
+
+
+def judge_caches(toy, real: Pretrained, stored: dict) -> None:
+    """All of CACHES, on both models with their weights as they are."""
+    base, stored["caches"] = {}, {}
+    for name, make in CACHES.items():
+        start = time.perf_counter()
+        stored["caches"][name], base = cache_scores(make, toy, real, base)
+        print(f"cache, {name}: {stored['caches'][name]['perplexity']:.2f}, {time.perf_counter() - start:.0f} s",
+              flush=True)
+    store(stored)
+
+
+def store(stored: dict) -> None:
+    stored |= {"machine": machine(), "date": date.today().isoformat(), "torch": torch.__version__}
+    PLACE.write_text(json.dumps(stored, indent=1) + "\n", "utf-8", newline="\n")
 
 
 if __name__ == "__main__":

@@ -9,8 +9,9 @@ import argparse
 import json
 import math
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from random import Random
 from statistics import NormalDist, fmean, variance
@@ -21,9 +22,10 @@ from torch import Tensor
 
 from . import facts
 from .checkpoint import load_checkpoint
+from .config import ModelConfig
 from .corpus import BOS, CONTEXT, DOMAINS, LEAST_BYTES, VOCAB_SIZE, Document, Problem, encode, look_up_at, problems
 from .errors import BadInputError, LLMflationError, bad_input, unknown_name
-from .kvcache import ContiguousKVCache
+from .kvcache import ContiguousKVCache, KVCache
 from .linear import set_linear_path
 from .model import Transformer, padded
 from .pretrained import TOYS, Pretrained, load_real_model, load_toy
@@ -37,6 +39,7 @@ ROOM = CONTEXT - 1  # bytes of a prompt and its answer: BOS stands before them
 MOST_POINTS, MOST_RATIO = 0.01, 0.02  # what 'the same quality' allows: of accuracy; of bits per byte and perplexity
 ENDINGS = ("answer", "wrong_1", "wrong_2", "wrong_3")
 Z = NormalDist().inv_cdf(0.975)  # 95% of a normal distribution lie within so many standard deviations
+MakeCache = Callable[[ModelConfig, int, int], KVCache]  # from the sequences' number and the tokens of the longest
 
 
 @dataclass(frozen=True, repr=False)
@@ -117,21 +120,23 @@ def accuracy(model: Transformer, domains: str | Iterable[str] | None = None, spl
     return Scores(f"Problems of the {split} split", {name: _score(right(model, asked[name])) for name in asked})
 
 
-def look_up_by_distance(model: Transformer, distances: Iterable[int] = DISTANCES, n: int = 20, seed: int = 0) -> Scores:
+def look_up_by_distance(model: Transformer, distances: Iterable[int] = DISTANCES, n: int = 20, seed: int = 0,
+                        cache: MakeCache | None = None) -> Scores:
     """The share of `n` look-up problems that a toy solves for each distance, in bytes, of the pair that is asked for.
 
-    Every prompt fills the context, whatever the distance: a problem costs as much as 2,048 tokens do. BadInputError
-    for distances that are no multiples of 6 from 6 to 2,040.
+    Every prompt fills the context, whatever the distance: a problem costs as much as 2,048 tokens do. `cache`, (cfg,
+    batch, capacity) to a cache, keeps what the toy has read; left out, it keeps all as it is. BadInputError for
+    distances that are no multiples of 6 from 6 to 2,040.
     """
     _check_toy(model)
     asked = {distance: look_up_at(distance, n, seed, ROOM) for distance in distances}
     if not asked:
         raise bad_input("distances", distances, "one distance at least", "Leave it out for 6 to 2,040 bytes.")
-    return Scores("Look-up, by distance in bytes", {at: _score(right(model, asked[at])) for at in asked})
+    return Scores("Look-up, by distance in bytes", {at: _score(right(model, asked[at], cache)) for at in asked})
 
 
 @torch.inference_mode()
-def right(model: Transformer, asked: Sequence[Problem]) -> list[bool]:
+def right(model: Transformer, asked: Sequence[Problem], cache: MakeCache | None = None) -> list[bool]:
     """Whether a toy that always takes the likeliest byte writes each answer and then the line's end.
 
     The lines before a question are read once for all that ask about them. Question and answer follow in one call, over
@@ -144,9 +149,9 @@ def right(model: Transformer, asked: Sequence[Problem]) -> list[bool]:
         rows, told = zip(*[(row, p) for row, (_, sharing) in enumerate(batch) for p in sharing])
         starts = torch.tensor([len(p.prompt) - len(batch[row][0]) for row, p in zip(rows, told)])
         tails, n = padded([encode(p.prompt[len(batch[row][0]) :] + p.answer + "\n") for row, p in zip(rows, told)])
-        cache = _cache(model, len(batch), contexts.shape[1] + tails.shape[1])
-        model(contexts, cache, lengths, last_only=True)
-        likeliest = model(tails[:, :-1], cache.fork(list(rows)), n - 1).argmax(-1)
+        read = _cache(model, len(batch), contexts.shape[1] + tails.shape[1], cache)
+        model(contexts, read, lengths, last_only=True)
+        likeliest = model(tails[:, :-1], read.fork(list(rows)), n - 1).argmax(-1)
         place = torch.arange(1, tails.shape[1])
         judged = (place >= starts[:, None]) & (place < n[:, None])  # (B, E - 1)
         found |= zip(told, ((likeliest == tails[:, 1:]) | ~judged).all(1).tolist())
@@ -240,8 +245,8 @@ def perplexity(real: Pretrained, n_tokens: int = TEXT_TOKENS) -> float:
 
 
 @torch.no_grad()
-def text_nats(real: Pretrained, n_tokens: int = TEXT_TOKENS) -> Tensor:
-    """What each token of the text costs, in nats, one after the other."""
+def text_nats(real: Pretrained, n_tokens: int = TEXT_TOKENS, cache: MakeCache | None = None) -> Tensor:
+    """What each token of the text costs, in nats, one after the other; read through a `cache` where one is given."""
     import pydoc_data.topics
 
     text = real.tokenizer.encode("\n\n".join(text for _, text in sorted(pydoc_data.topics.topics.items())))
@@ -252,7 +257,8 @@ def text_nats(real: Pretrained, n_tokens: int = TEXT_TOKENS) -> Tensor:
     for number in range(windows):
         start = number * (len(text) - 1) // windows
         tokens = torch.tensor([text[start : start + WINDOW + 1]])
-        nats.append(_nats(real.model(tokens[:, :-1]), tokens[:, 1:])[0])
+        read = None if cache is None else _cache(real.model, 1, WINDOW, cache)
+        nats.append(_nats(real.model(tokens[:, :-1], read), tokens[:, 1:])[0])
     return torch.cat(nats)
 
 
@@ -404,8 +410,9 @@ def _score(answers: Sequence[bool]) -> Score:
     return Score(sum(answers), len(answers))
 
 
-def _cache(model: Transformer, batch: int, capacity: int) -> ContiguousKVCache:
-    return ContiguousKVCache(model.cfg, batch, min(capacity, model.cfg.context), model.embedding.weight.dtype)
+def _cache(model: Transformer, batch: int, capacity: int, make: MakeCache | None = None) -> KVCache:
+    make = make or partial(ContiguousKVCache, dtype=model.embedding.weight.dtype)
+    return make(model.cfg, batch, min(capacity, model.cfg.context))
 
 
 def _nats(logits: Tensor, targets: Tensor, lengths: Tensor | None = None) -> Tensor:

@@ -6,6 +6,7 @@
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from html import escape
 
 from .errors import unknown_name
 from .evaluate import Score, Scores
@@ -75,45 +76,75 @@ class FormatScores:
                   else {"perplexity": 0.02, "cloze": 0.01})
         return all(abs(self.change(model, scheme, what).difference) <= limit for what, limit in limits.items())
 
-    def by_domain(self, split: str = "standard") -> "Table":
-        """The toy's accuracy in each domain, a line for each scheme; `domains` has the intervals of one."""
-        names = list(self.domains("fp32", split).by)
-        lines = [f"{scheme:16}" + "".join(f"{100 * self.domains(scheme, split)[name].accuracy:8.1f}" for name in names)
-                 for scheme in self.schemes]
-        return Table("\n".join([f"{'right, %':16}" + "".join(f"{name[:7]:>8}" for name in names), *lines]))
-
     def table(self, model: str, tokens_per_s: Mapping[str, float] | None = None,
               schemes: Iterable[str] | None = None) -> "Table":
-        """A line for each scheme: bits held for a weight, quality with intervals, and speeds if they are given."""
+        """A row for each scheme: bits held for a weight, quality with 95% intervals, and speeds if they are given.
+
+        "toy": bits per byte, the means of the standard and of the hard split with their change, the standard split by
+        domain. "SmolLM2": perplexity and facts right, with their change.
+        """
         chosen = self.schemes if schemes is None else list(schemes)
-        line = self._toy_line if model == "toy" else self._real_line
-        head = {"toy": f"{'':16} bits/w  right          change, points     b/byte",
-                "SmolLM2": f"{'':16} bits/w  perplexity         change, %    cloze"}
-        lines = [f"{name:16} {self.of(model, name)['bits_per_weight']:6.2f} {line(name)}" for name in chosen]
-        if tokens_per_s is not None:
-            head[model] += "  tokens/s"
-            lines = [line + _speed(tokens_per_s.get(name)) for line, name in zip(lines, chosen)]
-        return Table("\n".join([head[model], *lines]))
+        cells = self._toy_cells if model == "toy" else self._real_cells
+        rows = {}
+        for name in chosen:
+            speed = {} if tokens_per_s is None else {"tokens/s": (_speed(tokens_per_s.get(name)), "")}
+            same = "yes" if self.same_quality(model, name) else "no"
+            rows[name] = {"bits/w": (f"{self.of(model, name)['bits_per_weight']:.2f}", ""), **speed,
+                          **cells(name), "same quality": (same, "")}
+        return Table(f"{model} by format; in small print 95% intervals", rows)
 
-    def _toy_line(self, name: str) -> str:
-        row, change = self.of("toy", name), self.change("toy", name, "standard")
-        return f"{row['standard']['mean']:7.1%} {change!r:>22} {row['bits_per_byte']:10.3f}"
+    def _toy_cells(self, name: str) -> dict[str, tuple[str, str]]:
+        row = self.of("toy", name)
+        cells = {"bits/byte": (f"{row['bits_per_byte']:.3f}", _in_percent(self.change("toy", name, "bits")))}
+        for split in ("standard", "hard"):
+            cells[f"{split}, %"] = (f"{100 * row[split]['mean']:.1f}", repr(self.change("toy", name, split)))
+        return cells | {domain: (f"{100 * s.accuracy:.1f}", f"({100 * s.low:.0f} to {100 * s.high:.0f})")
+                        for domain, s in self.domains(name).by.items()}
 
-    def _real_line(self, name: str) -> str:
-        row, cloze = self.of("SmolLM2", name), self.of("SmolLM2", name)["cloze"]
-        perplexity = f"{row['perplexity']:10.2f}" if row["perplexity"] < 1e5 else f"{row['perplexity']:10.0e}"
-        return f"{perplexity} {self.change('SmolLM2', name, 'perplexity')!r:>22} {cloze['right'] / cloze['n']:7.1%}"
+    def _real_cells(self, name: str) -> dict[str, tuple[str, str]]:
+        row = self.of("SmolLM2", name)
+        perplexity = f"{row['perplexity']:.2f}" if row["perplexity"] < 1e5 else f"{row['perplexity']:.0e}"
+        facts = Score(row["cloze"]["right"], row["cloze"]["n"])
+        return {"perplexity": (perplexity, _in_percent(self.change("SmolLM2", name, "perplexity"))),
+                "facts, %": (f"{100 * facts.accuracy:.1f}", repr(self.change("SmolLM2", name, "cloze")))}
 
 
 @dataclass(frozen=True, repr=False)
 class Table:
-    """Lines of text that a cell shows as they are."""
+    """What a cell shows as a table: a row for each name, of (number, small print) by column; as text, lines of words."""
 
-    text: str
+    caption: str
+    rows: Mapping[str, Mapping[str, tuple[str, str]]]
+
+    @property
+    def columns(self) -> list[str]:
+        return list(next(iter(self.rows.values())))
 
     def __repr__(self) -> str:
-        return self.text
+        lines = [["", *self.columns], *([name, *(_plain(*cell) for cell in row.values())]
+                                        for name, row in self.rows.items())]
+        widths = [max(map(len, column)) for column in zip(*lines)]
+        return "\n".join("  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]) for line in lines)
+
+    def _repr_html_(self) -> str:
+        head = "".join(f'<th scope="col">{escape(column)}</th>' for column in self.columns)
+        body = "".join(f'<tr><th scope="row">{escape(name)}</th>{"".join(_cell(*cell) for cell in row.values())}</tr>'
+                       for name, row in self.rows.items())
+        return (f'<table class="table formats"><caption>{escape(self.caption)}</caption><thead><tr><td></td>{head}</tr>'
+                f"</thead><tbody>{body}</tbody></table>")
+
+
+def _in_percent(change: Change) -> str:
+    return repr(change).replace(" (", "% (")
+
+
+def _plain(number: str, small: str) -> str:
+    return f"{number} {small}".rstrip()
+
+
+def _cell(number: str, small: str) -> str:
+    return f"<td>{escape(number)}{f'<br><small>{escape(small)}</small>' if small else ''}</td>"
 
 
 def _speed(tokens_per_s: float | None) -> str:
-    return f"{'-' if tokens_per_s is None else format(tokens_per_s, ',.0f'):>10}"
+    return "-" if tokens_per_s is None else f"{tokens_per_s:,.0f}"

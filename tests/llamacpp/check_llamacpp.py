@@ -1,10 +1,10 @@
 """Our GGUF files in llama.cpp itself: `make test-llamacpp`. Its name keeps it out of `make test`.
 
 In Q8_0 llama.cpp rounds what goes into each product to 8 bits, too; our layers do not. That noise decides wherever the
-two likeliest tokens are nearly alike: where products round like that, one part in a million more or less in SmolLM2's
-embedding changes the likeliest token at 4% of the places in a help text. So the weights are compared where nothing else
-is rounded: llama.cpp reads our blocks and makes them float32 itself. Computing its own way it may differ from ours
-where our own two likeliest tokens lie close.
+two likeliest tokens are nearly alike, and it is chaotic: llama.cpp that reads SmolLM2 one token at a time differs from
+llama.cpp that reads the same text at once, at one place of fifty. So 99 of 100 can be asked where nothing but the
+weights is rounded (llama.cpp reads our blocks and makes them float32 itself), and, computing its own way, wherever our
+likeliest token leads the next by more than that noise. Over all places it is printed, beside llama.cpp's own.
 """
 
 import json
@@ -27,7 +27,7 @@ from llmflation.quant.model import quantize_model
 ROOT = Path(__file__).resolve().parents[2]
 PYTHON = ROOT / ".venv-llamacpp" / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
 WRITTEN = 96  # tokens behind each prompt
-CLOSE = 0.75  # of two tokens' scores: so near to each other rounding may decide
+CLOSE = 0.5  # in nats: where the likeliest token leads by less, the noise of rounded activations may decide
 ASKED = ("What is the capital of Italy?", "Why is the sky blue?", "Write a story about a cat.", "How do plants eat?")
 
 
@@ -96,26 +96,35 @@ def test_it_splits_text_into_the_same_tokens(case, tmp_path):
 
 @pytest.mark.parametrize("kind", ["Q8_0", "Q4_0"])
 def test_quantized_it_agrees_with_ours(case, tmp_path, kind):
-    """At 99 of 100 places or more where only the weights are rounded; with 8-bit activations wherever ours is clear."""
+    """At 99 of 100 places where only the weights are rounded; with 8-bit activations wherever our choice is clear."""
     path = export_gguf(case.model, tmp_path / "made.gguf", kind, tokenizer=case.tokenizer)
     ours = quantize_model(case.model, kind.lower())
     wanted = [scores(ours, ids) for ids in case.sequences]
     exact = llama(path, case.sequences, widened=str(tmp_path / "widened.gguf"))["sequences"]
-    rounding = llama(path, case.sequences)["sequences"]
-    same, places, _ = agreement(wanted, exact)
-    noisy, _, lost = agreement(wanted, rounding)
-    print(f"\n{kind}: {same} of {places} likeliest tokens agree, {noisy} where llama.cpp rounds activations, too; "
-          f"there it takes one that ours scores up to {lost:.2f} below its best")
-    assert places > 300 and same >= 0.99 * places and noisy >= 0.9 * places and lost < CLOSE
+    rounding, alone = (best(llama(path, case.sequences, at_once=n)) for n in (512, 1))
+    likeliest, lead = torch.cat([s.argmax(-1) for s in wanted]), torch.cat([leads(s) for s in wanted])
+    clear = lead > CLOSE
+    print(f"\n{kind}, {len(lead)} places, the same likeliest token: {share(likeliest, best({'sequences': exact})):.1%} "
+          f"with llama.cpp's floats; computing its own way {share(likeliest, rounding):.1%}, "
+          f"{share(likeliest[clear], rounding[clear]):.1%} of the {clear.float().mean():.0%} where ours leads by {CLOSE} "
+          f"(it differs up to a lead of {lead[likeliest != rounding].max():.2f}); "
+          f"llama.cpp one token at a time and at once: {share(rounding, alone):.1%}")
+    assert len(lead) > 300 and clear.float().mean() > 0.6
+    assert share(likeliest, best({"sequences": exact})) >= 0.99 and share(likeliest[clear], rounding[clear]) >= 0.99
+    assert share(likeliest, rounding) >= 0.9
     for score, theirs in zip(wanted, exact, strict=True):
         assert (score[-1] - torch.tensor(theirs["last"])).abs().max() < 1e-2
 
 
-def agreement(wanted: list[torch.Tensor], found: list[dict]) -> tuple[int, int, float]:
-    """At how many places the likeliest token is the same, of how many, and by how much ours is surer, where not."""
-    same, places, lost = 0, 0, 0.0
-    for score, theirs in zip(wanted, found, strict=True):
-        best = torch.tensor(theirs["best"])
-        same, places = same + int((score.argmax(-1) == best).sum()), places + len(best)
-        lost = max(lost, float((score.amax(-1) - score.gather(-1, best[:, None])[:, 0]).max()))
-    return same, places, lost
+def best(answer: dict) -> torch.Tensor:
+    return torch.tensor([token for sequence in answer["sequences"] for token in sequence["best"]])
+
+
+def leads(score: torch.Tensor) -> torch.Tensor:
+    """By how much the likeliest token's score is above the next one's."""
+    first, second = score.topk(2).values.unbind(-1)
+    return first - second
+
+
+def share(a: torch.Tensor, b: torch.Tensor) -> float:
+    return float((a == b).float().mean())

@@ -4,6 +4,7 @@
 next token at every position, `last`, the scores behind the last one, and `written`, n tokens in greedy order; for each
 text its token `ids`. Keys and values are kept in float32, as in our caches: llama.cpp's own choice is float16. With
 "widened": path, llama.cpp first makes the weights float32 and writes them there: they are computed with as floats then.
+With "at_once": n it reads so many tokens in a call, else 512.
 """
 
 import ctypes
@@ -19,7 +20,8 @@ def main() -> None:
     longest = max(map(len, asked["sequences"]), default=0) + asked.get("new", 0)
     if widened := asked.get("widened"):
         widen(asked["model"], widened)
-    llama = llama_cpp.Llama(widened or asked["model"], n_ctx=max(longest, 64), n_batch=512, logits_all=True,
+    llama = llama_cpp.Llama(widened or asked["model"], n_ctx=max(longest, 64), n_batch=asked.get("at_once", 512),
+                            logits_all=True,
                             n_threads=os.cpu_count() or 1, type_k=llama_cpp.GGML_TYPE_F32,
                             type_v=llama_cpp.GGML_TYPE_F32, flash_attn=False, verbose=False)
     answer = {"ids": [llama.tokenize(text.encode(), add_bos=False, special=False) for text in asked.get("texts", ())],
