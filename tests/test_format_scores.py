@@ -1,10 +1,12 @@
 """Stored scores of the number formats: all are there, they belong to the code as it is, tables say what they hold."""
 
+from xml.etree import ElementTree
+
 import pytest
 
 from llmflation.errors import UnknownNameError
-from llmflation.evaluate import PROBLEMS
-from llmflation.format_scores import FormatScores
+from llmflation.evaluate import DISTANCES, PROBLEMS
+from llmflation.format_scores import FormatScores, Table
 from llmflation.pretrained import CHECKPOINTS, load_toy
 from llmflation.quant.model import SCHEMES, bits_per_weight, model_bytes, quantize_model
 
@@ -60,21 +62,59 @@ def test_the_same_quality_is_what_the_course_says(model, by, same):
     assert made(**by).same_quality(model, "int8") == same
 
 
-def test_tables_have_a_line_for_each_and_speeds_where_they_are_given():
+def test_tables_have_a_row_for_each_and_speeds_where_they_are_given():
     scores = made(difference=-0.02, perplexity=7.0)
-    lines = repr(scores.table("toy", {"int8": 1234.5})).splitlines()
-    assert len(lines) == 3 and lines[0].endswith("tokens/s")
-    assert {line.split()[0]: line.split()[-1] for line in lines[1:]} == {"int8": "1,234", "fp32": "-"}
-    assert "-2.0 (-3.0 to -1.0)" in repr(scores.table("toy", schemes=["int8"]))
-    assert "tokens/s" not in repr(scores.table("SmolLM2"))
-    assert "more than 5 times" in repr(scores.table("SmolLM2", schemes=["int8"]))
-    assert repr(scores.by_domain()).splitlines()[1].split()[-1] == "90.0"
+    table = scores.table("toy", {"int8": 1234.5})
+    assert {name: row["tokens/s"] for name, row in table.rows.items()} == {"int8": ("1,234", ""), "fp32": ("-", "")}
+    assert table.rows["int8"]["standard, %"] == ("88.0", "-2.0 (-3.0 to -1.0)")
+    assert table.rows["int8"]["sums"] == ("90.0", "(60 to 98)")  # Wilson's interval of 9 in 10
+    assert [row["same quality"][0] for row in table.rows.values()] == ["yes", "no"]
+    assert "tokens/s" not in scores.table("SmolLM2").columns
+    assert list(scores.table("toy", schemes=["int8"]).rows) == ["int8"]
+    assert scores.table("SmolLM2").rows["int8"]["perplexity"] == ("104.00", "more than 5 times")
+    assert made(perplexity=0.5).table("SmolLM2").rows["int8"]["perplexity"][1] == "+50.0% (+49.0 to +51.0)"
 
 
-def test_a_point_of_the_frontier_is_a_loss_with_its_interval():
-    bits, value, low, high = made(difference=-0.02).point("toy", "int8")
-    assert (bits, value) == (8.0, 2.0) and low < value < high
-    assert made(perplexity=0.5).point("SmolLM2", "int8")[1] == 50
+def test_a_table_says_the_same_in_words_and_in_html():
+    table = made(difference=-0.02).table("toy", {"int8": 1234.5})
+    head, *lines = repr(table).splitlines()
+    assert [line.split()[0] for line in lines] == list(table.rows) and len({len(line) for line in [head, *lines]}) == 1
+    html = table._repr_html_()
+    parsed = ElementTree.fromstring(html.replace("<br>", ""))
+    assert parsed.find("caption").text == table.caption
+    assert [th.text for th in parsed.iter("th")] == [*table.columns, *table.rows]
+    for tr, row in zip(parsed.findall("tbody/tr"), table.rows.values(), strict=True):
+        found = [(td.text, small.text if (small := td.find("small")) is not None else "") for td in tr.findall("td")]
+        assert found == list(row.values())
+    escaped = Table("a & b", {"<x>": {"n": ("1", "")}})._repr_html_()
+    assert "a &amp; b" in escaped and "&lt;x&gt;" in escaped
+
+
+def test_a_loss_is_above_zero_where_it_is_worse():
+    value, low, high = made(difference=-0.02).lost("toy", "int8", "standard")
+    assert value == 2.0 and low < value < high
+    assert made(perplexity=0.5).lost("SmolLM2", "int8", "perplexity")[0] == 50
+    assert made(bits=-0.1).lost("toy", "int8", "bits")[0] == -10
+
+
+def test_caches_were_judged_from_the_nearest_pair_to_the_farthest():
+    caches = SCORES.stored["caches"]
+    assert next(iter(caches)) == "fp32" and SCORES.cache_lost("fp32").difference == 0
+    for name, row in caches.items():
+        assert [int(at) for at in row["distances"]] == list(DISTANCES)
+        assert all(0 <= s["right"] <= s["n"] for s in row["distances"].values()) and len(row["quarters"]) == 4
+        found, text = SCORES.cache_lost(name, 6), SCORES.cache_lost(name)
+        assert found.low <= found.difference <= found.high
+        assert row["perplexity"] / caches["fp32"]["perplexity"] - 1 == pytest.approx(text.difference)
+    assert list(SCORES.cache_table().rows) == list(caches)
+    assert SCORES.cache_table().rows["fp32"]["bits"][0] == "32.00"
+
+
+@pytest.mark.parametrize("asked, says", [(("9 bits",), "unknown cache '9 bits'"),
+                                         (("fp32", 7), "unknown distance '7'")])
+def test_a_cache_that_was_not_judged_is_refused(asked, says):
+    with pytest.raises(UnknownNameError, match=says):
+        SCORES.cache_lost(*asked)
 
 
 @pytest.mark.parametrize("model, scheme, says", [("Toy", "int8", "unknown model 'Toy'"),

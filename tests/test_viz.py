@@ -21,6 +21,7 @@ from llmflation.cost.serving import latency_throughput
 from llmflation.cost.trends import fit_price_trend, published_rates, sensitivity
 from llmflation.errors import BadInputError
 from llmflation.evaluate import Score, Scores
+from llmflation.format_scores import FormatScores
 from llmflation.hardware import accelerator
 from llmflation.probe import StepParts
 from llmflation.train import TOY
@@ -89,8 +90,7 @@ FIGURES = {
                                               {b: 1.5 / 2 ** b for b in range(2, 9)}),
     "gain by tokens": lambda: viz.gain_by_tokens({"8 bits": {1: 2.4, 8: 2.3, 64: 2.0, 512: 2.1},
                                                   "4 bits": {1: 3.3, 8: 1.9, 64: 1.0, 512: 0.9}}),
-    "frontier": lambda: viz.frontier({"int8": (8.1, 0.1, 0.05, 0.4), "int4": (4.5, 0.6, 0.2, 1.0),
-                                      "int3": (3.5, 3.2, 2.5, 3.9)}, "accuracy lost (points)"),
+    "frontier": lambda: viz.frontier(FormatScores(), ("int8", "nf4", "int3")),
     "distance": lambda: viz.by_distance(Scores("look-up", {at: Score(19, 20) for at in (6, 300, 1020, 2040)})),
 }
 

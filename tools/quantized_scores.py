@@ -88,7 +88,8 @@ def real_scores(real: Pretrained, base: tuple) -> dict:
 def cache_scores(make: MakeCache | None, toy, real: Pretrained, base: dict) -> tuple[dict, dict]:
     """With a cache that rounds: the toy's look-ups by distance, and SmolLM2's text, all and by quarters of a window;
     and what the next cache is compared with (`base` is that of whole keys and values, or empty)."""
-    found = {at: right(toy, look_up_at(at, CACHE_PROBLEMS, 0, ROOM), make) for at in DISTANCES}
+    answers = right(toy, [p for at in DISTANCES for p in look_up_at(at, CACHE_PROBLEMS, 0, ROOM)], make)
+    found = {at: answers[i * CACHE_PROBLEMS:(i + 1) * CACHE_PROBLEMS] for i, at in enumerate(DISTANCES)}
     nats = text_nats(real, TEXT_TOKENS, make)
     found |= {f"q{i}": part for i, part in enumerate(nats.view(-1, 4, WINDOW // 4).unbind(1))} | {"text": nats}
     base = base or found

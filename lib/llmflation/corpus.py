@@ -427,7 +427,7 @@ def problems(domain: str, split: str, n: int, seed: int, max_bytes: int = CONTEX
 def look_up_at(distance: int, n: int, seed: int, max_bytes: int = CONTEXT) -> list[Problem]:
     """`n` held-out look-up problems that fill `max_bytes`, the asked pair `distance` bytes before the question.
 
-    Pairs are 6 bytes long, and so are the steps of the distance.
+    Pairs are 6 bytes long, and so are the steps of the distance. At another distance a seed asks about the same lists.
 
     >>> [problem] = look_up_at(1200, 1, seed=0)
     >>> len(problem.prompt) - 3 - problem.prompt.index(problem.prompt[-3:])
@@ -440,7 +440,7 @@ def look_up_at(distance: int, n: int, seed: int, max_bytes: int = CONTEXT) -> li
     _check_whole("distance", distance, 6)
     if distance % 6 or distance > 6 * fit:
         raise bad_input("distance", distance, f"a multiple of 6 from 6 to {6 * fit}", "A pair fills 6 bytes.")
-    rng, found = Random(f"look-up at {distance} {seed}"), []
+    rng, found = Random(f"look-up at {seed}"), []
     while len(found) < n:
         scene = _told(_pairs(_Draws(rng), fit))
         if DOMAINS["look-up"].split_of(scene.content, 8) == "standard":

@@ -124,15 +124,17 @@ def look_up_by_distance(model: Transformer, distances: Iterable[int] = DISTANCES
                         cache: MakeCache | None = None) -> Scores:
     """The share of `n` look-up problems that a toy solves for each distance, in bytes, of the pair that is asked for.
 
-    Every prompt fills the context, whatever the distance: a problem costs as much as 2,048 tokens do. `cache`, (cfg,
-    batch, capacity) to a cache, keeps what the toy has read; left out, it keeps all as it is. BadInputError for
-    distances that are no multiples of 6 from 6 to 2,040.
+    Every prompt fills the context, and the same `n` lists are asked about at each distance: each list costs as much as
+    2,048 tokens do. `cache`, (cfg, batch, capacity) to a cache, keeps what the toy has read; left out, it keeps all as
+    it is. BadInputError for distances that are no multiples of 6 from 6 to 2,040.
     """
     _check_toy(model)
     asked = {distance: look_up_at(distance, n, seed, ROOM) for distance in distances}
     if not asked:
         raise bad_input("distances", distances, "one distance at least", "Leave it out for 6 to 2,040 bytes.")
-    return Scores("Look-up, by distance in bytes", {at: _score(right(model, asked[at], cache)) for at in asked})
+    answers = right(model, [p for some in asked.values() for p in some], cache)
+    return Scores("Look-up, by distance in bytes",
+                  {at: _score(answers[i * n:(i + 1) * n]) for i, at in enumerate(asked)})
 
 
 @torch.inference_mode()

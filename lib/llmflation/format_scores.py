@@ -9,10 +9,12 @@ from dataclasses import dataclass
 from html import escape
 
 from .errors import unknown_name
-from .evaluate import Score, Scores
+from .evaluate import MOST_POINTS, MOST_RATIO, Score, Scores
 from .pretrained import CHECKPOINTS
 
 MOST = 5  # times as much: beyond it digits say nothing
+LIMITS = {"toy": {"standard": MOST_POINTS, "hard": MOST_POINTS, "bits": MOST_RATIO},
+          "SmolLM2": {"perplexity": MOST_RATIO, "cloze": MOST_POINTS}}  # how much may change in the same quality
 STORED = CHECKPOINTS / "dense" / "quantized.json"
 
 
@@ -28,7 +30,7 @@ class Change:
         if self.difference > MOST:
             return f"more than {MOST} times"
         places = 0 if abs(self.difference) >= 1 else 1
-        mid, low, high = (f"{100 * x:+.{places}f}" for x in (self.difference, self.low, self.high))
+        mid, low, high = (f"{round(100 * x, places) + 0.0:+.{places}f}" for x in (self.difference, self.low, self.high))
         return f"{mid} ({low} to {high})"
 
 
@@ -40,10 +42,13 @@ class FormatScores:
 
     def of(self, model: str, scheme: str) -> Mapping:
         """All that was measured of a model in a format. UnknownNameError for one that was not."""
-        for kind, name, known in (("model", model, ("toy", "SmolLM2")), ("scheme", scheme, self.schemes)):
-            if name not in known:
-                raise unknown_name(kind, name, known)
-        return self.stored[model][scheme]
+        models = {name: self.stored[name] for name in LIMITS}
+        return _known("scheme", scheme, _known("model", model, models))
+
+    @property
+    def limits(self) -> Mapping[str, Mapping[str, float]]:
+        """By model: what is judged, and how much of it may change in the same quality."""
+        return LIMITS
 
     @property
     def schemes(self) -> list[str]:
@@ -63,18 +68,17 @@ class FormatScores:
         parts = found[what]["change"] if what in ("standard", "hard") else found[f"{what}_change"]
         return Change(**parts)
 
-    def point(self, model: str, scheme: str) -> tuple[float, float, float, float]:
-        """For `viz.frontier`: bits held for a weight, and what is lost with its interval, in percent or points."""
-        found = self.change(model, scheme, "standard" if model == "toy" else "perplexity")
-        sign = -100 if model == "toy" else 100
+    def lost(self, model: str, scheme: str, what: str) -> tuple[float, float, float]:
+        """What is lost against 32 bits and its interval, in points, or in percent of "bits" and "perplexity": more is
+        worse."""
+        found = self.change(model, scheme, what)
+        sign = 100 if what in ("bits", "perplexity") else -100
         low, high = sorted((sign * found.low, sign * found.high))
-        return self.of(model, scheme)["bits_per_weight"], sign * found.difference, low, high
+        return sign * found.difference, low, high
 
     def same_quality(self, model: str, scheme: str) -> bool:
         """Whether it is the same quality, as the course understands it (`evaluate.same_quality`)."""
-        limits = ({"standard": 0.01, "hard": 0.01, "bits": 0.02} if model == "toy"
-                  else {"perplexity": 0.02, "cloze": 0.01})
-        return all(abs(self.change(model, scheme, what).difference) <= limit for what, limit in limits.items())
+        return all(abs(self.change(model, scheme, what).difference) <= most for what, most in LIMITS[model].items())
 
     def table(self, model: str, tokens_per_s: Mapping[str, float] | None = None,
               schemes: Iterable[str] | None = None) -> "Table":
@@ -93,20 +97,46 @@ class FormatScores:
                           **cells(name), "same quality": (same, "")}
         return Table(f"{model} by format; in small print 95% intervals", rows)
 
+    def cache_table(self) -> "Table":
+        """A row for each cache: bits held for a value, what SmolLM2's perplexity and the toy's look-ups lose by it.
+
+        The two quarters are the first and the last of SmolLM2's windows: text with few and with many tokens before it.
+        """
+        return Table("Caches; in small print the change with its 95% interval, in points where it is not in percent",
+                     {name: self._cache_cells(row) for name, row in self.stored["caches"].items()})
+
+    def cache_lost(self, cache: str, distance: int | None = None) -> Change:
+        """What a cache changes: SmolLM2's perplexity, or the share of the toy's look-ups at a distance that are right.
+
+        UnknownNameError for a cache or a distance that was not judged.
+        """
+        row = _known("cache", cache, self.stored["caches"])
+        return Change(**(row["perplexity_change"] if distance is None
+                         else _known("distance", str(distance), row["distances"])["change"]))
+
+    def _cache_cells(self, row: Mapping) -> dict[str, tuple[str, str]]:
+        cells = {"bits": (f"{row['bits_per_value']:.2f}", ""),
+                 "perplexity": (f"{row['perplexity']:.2f}", _in_percent(Change(**row["perplexity_change"])))}
+        for title, quarter in (("its first quarter", row["quarters"][0]), ("its last", row["quarters"][-1])):
+            cells[title] = (f"{100 * quarter['difference']:+.1f}%", _interval(Change(**quarter)))
+        return cells | {f"{at} back": (f"{s['right']} of {s['n']}", repr(Change(**s["change"])))
+                        for at, s in row["distances"].items()}
+
     def _toy_cells(self, name: str) -> dict[str, tuple[str, str]]:
         row = self.of("toy", name)
         cells = {"bits/byte": (f"{row['bits_per_byte']:.3f}", _in_percent(self.change("toy", name, "bits")))}
         for split in ("standard", "hard"):
             cells[f"{split}, %"] = (f"{100 * row[split]['mean']:.1f}", repr(self.change("toy", name, split)))
+        domains = self.domains(name).by
         return cells | {domain: (f"{100 * s.accuracy:.1f}", f"({100 * s.low:.0f} to {100 * s.high:.0f})")
-                        for domain, s in self.domains(name).by.items()}
+                        for domain, s in domains.items()}
 
     def _real_cells(self, name: str) -> dict[str, tuple[str, str]]:
         row = self.of("SmolLM2", name)
         perplexity = f"{row['perplexity']:.2f}" if row["perplexity"] < 1e5 else f"{row['perplexity']:.0e}"
-        facts = Score(row["cloze"]["right"], row["cloze"]["n"])
+        share = row["cloze"]["right"] / row["cloze"]["n"]
         return {"perplexity": (perplexity, _in_percent(self.change("SmolLM2", name, "perplexity"))),
-                "facts, %": (f"{100 * facts.accuracy:.1f}", repr(self.change("SmolLM2", name, "cloze")))}
+                "facts, %": (f"{100 * share:.1f}", repr(self.change("SmolLM2", name, "cloze")))}
 
 
 @dataclass(frozen=True, repr=False)
@@ -132,6 +162,16 @@ class Table:
                        for name, row in self.rows.items())
         return (f'<table class="table formats"><caption>{escape(self.caption)}</caption><thead><tr><td></td>{head}</tr>'
                 f"</thead><tbody>{body}</tbody></table>")
+
+
+def _known(kind: str, name: str, known: Mapping) -> Mapping:
+    if name not in known:
+        raise unknown_name(kind, name, known)
+    return known[name]
+
+
+def _interval(change: Change) -> str:
+    return repr(change).partition(" ")[2]
 
 
 def _in_percent(change: Change) -> str:

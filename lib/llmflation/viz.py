@@ -28,7 +28,7 @@ from .errors import BadInputError
 from .units import duration, in_words, percent, usd, years_between
 
 if TYPE_CHECKING:  # these bring PyTorch along, which the first chapters do without
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from .cost.counts import ParamCount, Work
     from .cost.generations import Generation, Growth
@@ -36,6 +36,7 @@ if TYPE_CHECKING:  # these bring PyTorch along, which the first chapters do with
     from .cost.rents import Rent, TokenRent
     from .cost.serving import Throughput
     from .evaluate import Scores
+    from .format_scores import FormatScores
     from .hardware import Accelerator
     from .probe import StepParts
 
@@ -44,6 +45,8 @@ matplotlib.style.use("llmflation.book")  # the course's style; every figure here
 BLUE, VERMILLION, GREEN, PURPLE, BLACK, GREY = "#0072B2", "#D55E00", "#00805E", "#AA5A8A", "#000000", "#767676"
 QUOTED = {"marker": "o", "linestyle": "none", "markerfacecolor": "white", "markeredgewidth": 1.6, "markersize": 6}
 WORDS = 10  # points, of words among the lines: on a phone a point is a pixel
+LOSSES = {"standard": "answers lost (points)", "hard": "answers lost, hard split (points)",
+          "perplexity": "perplexity above 32 bits' (%)", "cloze": "facts lost (points)"}
 CARD = {"facecolor": "white", "edgecolor": "none", "pad": 0.6}  # under a word that a line would cross
 
 
@@ -695,19 +698,31 @@ def gain_by_tokens(ways: dict[str, dict[int, float]]) -> Picture:
                            f"tokens that it reads, on a logarithmic axis: {said}.")
 
 
-def frontier(points: dict[str, tuple[float, float, float, float]], quality: str) -> Picture:
-    """What schemes lose, with its interval, against the bits that they hold for a weight: name -> (bits, value, low,
-    high), measured and above 0. `quality` names the value and its unit."""
-    figure, ax = _axes(4.2)
-    for i, (name, (bits, value, low, high)) in enumerate(points.items()):
-        ax.errorbar(bits, value, yerr=[[max(value - low, 0)], [max(high - value, 0)]], color=BLACK, marker="o",
-                    markersize=5, linewidth=1, capsize=2)
-        side = {"xytext": (5, -4)} if i % 2 else {"xytext": (-5, -4), "ha": "right"}
-        ax.annotate(name, (bits, value), textcoords="offset points", fontsize=WORDS, **side)
-    ax.set_yscale("log")
-    ax.margins(x=0.15, y=0.1)
-    _log_ticks(ax.yaxis, least=3)
-    ax.set(xlabel="held for each weight (bits)", ylabel=quality)
-    said = "; ".join(f"{name} {value:.3g} at {bits:.2g} bits" for name, (bits, value, _, _) in points.items())
-    return picture(figure, f"Dot chart of {quality}, on a logarithmic axis, against the bits held for each weight, "
-                           f"with intervals: {said}.")
+def frontier(scores: FormatScores, schemes: Sequence[str]) -> Picture:
+    """What each format loses on both models, with its 95% interval, those that hold the most bits first; dotted, up to
+    where the course calls it the same quality."""
+    panels = [(model, what, limit) for model, limits in scores.limits.items() for what, limit in limits.items()
+              if what in LOSSES]
+    names = sorted(schemes, key=lambda name: -scores.of("toy", name)["bits_per_weight"])
+    figure, axes = _axes(7.4, len(panels), sharex=True)
+    for ax, (model, what, limit) in zip(axes, panels):
+        lost = [scores.lost(model, name, what) for name in names]
+        for x, (value, low, high) in enumerate(lost):
+            ax.errorbar(x, value, yerr=[[max(value - low, 0)], [max(high - value, 0)]], color=BLACK, marker="o",
+                        markersize=5, linewidth=1, capsize=2)
+        ax.axhline(100 * limit, color=GREY, linewidth=1, linestyle=":")
+        if max(value for value, _, _ in lost) > 200:  # beyond that a line of equal steps shows nothing near the limit
+            ax.set_yscale("symlog", linthresh=10)
+            ax.set_ylim(-5, 2 * max(high for _, _, high in lost))
+            ax.set_yticks([0, 10, 100, 1000], ["0", "10", "100", "1,000"])
+            ax.yaxis.set_minor_locator(NullLocator())
+        ax.set_title(f"{model}, {LOSSES[what]}", fontsize=WORDS, loc="left")
+    axes[0].annotate("below: the same quality", (0, 100 * panels[0][2]), textcoords="offset points", xytext=(0, 3),
+                     fontsize=WORDS, color=GREY)
+    held = [f"{name} {scores.of('toy', name)['bits_per_weight']:.1f}" for name in names]
+    axes[-1].set_xticks(range(len(names)), held, rotation=90, fontsize=WORDS)
+    axes[-1].set_xlabel("format (bits held for a weight)")
+    figure.supylabel("lost (points; of perplexity: %)", fontsize=WORDS)
+    said = [", ".join(f"{name} {scores.lost(model, name, what)[0]:.1f}" for name in names) for model, what, _ in panels]
+    return picture(figure, "Four dot charts of what is lost in each number format, those of most bits first. "
+                   + " ".join(f"{model}, {LOSSES[what]}: {s}." for (model, what, _), s in zip(panels, said)))

@@ -100,19 +100,19 @@ def test_quantized_it_agrees_with_ours(case, tmp_path, kind):
     path = export_gguf(case.model, tmp_path / "made.gguf", kind, tokenizer=case.tokenizer)
     ours = quantize_model(case.model, kind.lower())
     wanted = [scores(ours, ids) for ids in case.sequences]
-    exact = llama(path, case.sequences, widened=str(tmp_path / "widened.gguf"))["sequences"]
+    exact = llama(path, case.sequences, widened=str(tmp_path / "widened.gguf"))
     rounding, alone = (best(llama(path, case.sequences, at_once=n)) for n in (512, 1))
     likeliest, lead = torch.cat([s.argmax(-1) for s in wanted]), torch.cat([leads(s) for s in wanted])
     clear = lead > CLOSE
-    print(f"\n{kind}, {len(lead)} places, the same likeliest token: {share(likeliest, best({'sequences': exact})):.1%} "
+    print(f"\n{kind}, {len(lead)} places, the same likeliest token: {share(likeliest, best(exact)):.1%} "
           f"with llama.cpp's floats; computing its own way {share(likeliest, rounding):.1%}, "
-          f"{share(likeliest[clear], rounding[clear]):.1%} of the {clear.float().mean():.0%} where ours leads by {CLOSE} "
-          f"(it differs up to a lead of {lead[likeliest != rounding].max():.2f}); "
+          f"{share(likeliest[clear], rounding[clear]):.1%} of the {clear.float().mean():.0%} where ours leads by "
+          f"{CLOSE} (it differs up to a lead of {lead[likeliest != rounding].max():.2f}); "
           f"llama.cpp one token at a time and at once: {share(rounding, alone):.1%}")
     assert len(lead) > 300 and clear.float().mean() > 0.6
-    assert share(likeliest, best({"sequences": exact})) >= 0.99 and share(likeliest[clear], rounding[clear]) >= 0.99
+    assert share(likeliest, best(exact)) >= 0.99 and share(likeliest[clear], rounding[clear]) >= 0.99
     assert share(likeliest, rounding) >= 0.9
-    for score, theirs in zip(wanted, exact, strict=True):
+    for score, theirs in zip(wanted, exact["sequences"], strict=True):
         assert (score[-1] - torch.tensor(theirs["last"])).abs().max() < 1e-2
 
 
