@@ -25,9 +25,12 @@ from llmflation.evaluate import (
     right,
     same_quality,
     scores_of,
+    text_nats,
 )
+from llmflation.kvcache import ContiguousKVCache
 from llmflation.model import Transformer, generate
 from llmflation.pretrained import Pretrained, load_real_model
+from llmflation.quantized_cache import QuantizedKVCache
 
 CFG = ModelConfig(1, 32, 2, 1, 32, VOCAB_SIZE, context=CONTEXT, tied_embeddings=False)
 LETTERS = range(97, 123)
@@ -171,6 +174,20 @@ def test_look_up_by_distance_asks_at_each_distance_and_reaches_the_full_context(
     scores = look_up_by_distance(oracle(asked, asked[4:6]), distances, 4, 9)
     assert scores.by == {6: Score(4, 4), 1020: Score(2, 4), 2040: Score(4, 4)}
     assert max(len(p.prompt) for p in asked) > CONTEXT - 10
+
+
+def test_judges_read_through_the_cache_that_is_given(tiny, pupil):
+    made = []
+
+    def cache(*how):
+        made.append(QuantizedKVCache(*how, bits=4))
+        return made[-1]
+
+    assert look_up_by_distance(tiny, (6, 1020), 2, cache=ContiguousKVCache) == look_up_by_distance(tiny, (6, 1020), 2)
+    look_up_by_distance(tiny, (6, 1020), 2, cache=cache)
+    assert len(made) == 2 and all(len(c.lengths) == 1 and c.lengths.min() > CONTEXT - 10 for c in made)  # a list each
+    plain, whole, rounded = (text_nats(pupil, 1024, c) for c in (None, ContiguousKVCache, cache))
+    assert len(made) == 4 and (plain - whole).abs().max() < 1e-4 < (plain - rounded).abs().max()
 
 
 def test_bits_per_byte_of_a_model_that_knows_nothing():

@@ -85,24 +85,23 @@ def load_real_model(dtype: torch.dtype = torch.float32, *, required: bool = True
     MissingFactError, with the command that installs it, when the package is not there; where it is not `required`,
     print that command and return None, so that a chapter goes on.
     """
-    try:
-        file = real_model_file()
-    except MissingFactError as missing:
-        if required:
-            raise
-        print(missing)
+    if (file := real_model_file(required=required)) is None:
         return None
     made = load_gguf(file, dtype)
     return Pretrained(Transformer.of(made.cfg, made.state), tokenizer_of(made), made.stop_id)
 
 
-def real_model_file() -> Path:
-    """Where the package keeps its file; the package is found, never imported."""
+def real_model_file(*, required: bool = True) -> Path | None:
+    """Where the package keeps its file; the package is found, never imported. Without it as in `load_real_model`."""
     spec = importlib.util.find_spec(PACKAGE)
     files = [p for folder in (spec.submodule_search_locations if spec else []) for p in Path(folder).glob("*.gguf")]
-    if not files:
-        raise MissingFactError(f"the real model is not installed. Install it with: {INSTALL}")
-    return files[0]
+    if files:
+        return files[0]
+    missing = f"the real model is not installed. Install it with: {INSTALL}"
+    if required:
+        raise MissingFactError(missing)
+    print(missing)
+    return None
 
 
 def tokenizer_of(made: GGUF) -> BytePairTokenizer:
