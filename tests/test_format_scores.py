@@ -6,7 +6,7 @@ import pytest
 
 from llmflation.errors import UnknownNameError
 from llmflation.evaluate import DISTANCES, PROBLEMS
-from llmflation.format_scores import FormatScores, Table
+from llmflation.format_scores import Change, FormatScores, Table
 from llmflation.pretrained import CHECKPOINTS, load_toy
 from llmflation.quant.model import SCHEMES, bits_per_weight, model_bytes, quantize_model
 
@@ -67,8 +67,8 @@ def test_tables_have_a_row_for_each_and_speeds_where_they_are_given():
     table = scores.table("toy", {"int8": 1234.5})
     assert {name: row["tokens/s"] for name, row in table.rows.items()} == {"int8": ("1,234", ""), "fp32": ("-", "")}
     assert table.rows["int8"]["standard, %"] == ("88.0", "-2.0 (-3.0 to -1.0)")
-    assert table.rows["int8"]["sums"] == ("90.0", "(60 to 98)")  # Wilson's interval of 9 in 10
-    assert [row["same quality"][0] for row in table.rows.values()] == ["yes", "no"]
+    assert scores.by_domain().rows["int8"] == {"sums": ("90.0", "(60 to 98)")}  # Wilson's interval of 9 in 10
+    assert [row["same"][0] for row in table.rows.values()] == ["yes", "no"]
     assert "tokens/s" not in scores.table("SmolLM2").columns
     assert list(scores.table("toy", schemes=["int8"]).rows) == ["int8"]
     assert scores.table("SmolLM2").rows["int8"]["perplexity"] == ("104.00", "more than 5 times")
@@ -99,12 +99,13 @@ def test_a_loss_is_above_zero_where_it_is_worse():
 
 def test_caches_were_judged_from_the_nearest_pair_to_the_farthest():
     caches = SCORES.stored["caches"]
-    assert next(iter(caches)) == "fp32" and SCORES.cache_lost("fp32").difference == 0
+    assert next(iter(caches)) == "fp32" and SCORES.cache_change("fp32").difference == 0
     for name, row in caches.items():
         assert [int(at) for at in row["distances"]] == list(DISTANCES)
         assert all(0 <= s["right"] <= s["n"] for s in row["distances"].values()) and len(row["quarters"]) == 4
-        found, text = SCORES.cache_lost(name, 6), SCORES.cache_lost(name)
+        found, text = SCORES.cache_change(name, 6), SCORES.cache_change(name)
         assert found.low <= found.difference <= found.high
+        assert SCORES.cache_change(name, quarter=3) == Change(**row["quarters"][3])
         assert row["perplexity"] / caches["fp32"]["perplexity"] - 1 == pytest.approx(text.difference)
     assert list(SCORES.cache_table().rows) == list(caches)
     assert SCORES.cache_table().rows["fp32"]["bits"][0] == "32.00"
@@ -114,7 +115,7 @@ def test_caches_were_judged_from_the_nearest_pair_to_the_farthest():
                                          (("fp32", 7), "unknown distance '7'")])
 def test_a_cache_that_was_not_judged_is_refused(asked, says):
     with pytest.raises(UnknownNameError, match=says):
-        SCORES.cache_lost(*asked)
+        SCORES.cache_change(*asked)
 
 
 @pytest.mark.parametrize("model, scheme, says", [("Toy", "int8", "unknown model 'Toy'"),

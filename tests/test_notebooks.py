@@ -191,6 +191,14 @@ def test_a_cell_that_no_check_can_compare_is_refused(tmp_path, outputs, says):
         notebooks.make_twin(source, run, LOOKUP, "")
 
 
+def test_what_is_printed_in_pieces_is_kept_as_one():
+    said = [new_output("stream", name=name, text=text) for name, text in
+            (("stdout", "a\n"), ("stdout", "b\n"), ("stderr", "c\n"), ("stdout", "d\n"))]
+    kept = notebooks.kept_outputs(said, "print()")
+    assert [(o.name, o.text) for o in kept] == [("stdout", "a\nb\n"), ("stderr", "c\n"), ("stdout", "d\n")]
+    assert said[0].text == "a\n"  # the run's own outputs stay as they are
+
+
 def test_nbval_compares_what_is_stored(small, tmp_path):
     """The unchanged notebook passes; one stored number changed, and it fails in that very cell."""
     path = tmp_path / "small.ipynb"

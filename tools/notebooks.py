@@ -171,7 +171,7 @@ def make_code(cell, outputs: list, translate: Translator, count: int) -> list:
 
 
 def kept_outputs(outputs: list, source: str) -> list:
-    """What a cell to be checked printed, without anything that differs from run to run."""
+    """What a cell to be checked printed, without anything that differs from run to run: in how many pieces, for one."""
     if not outputs:
         raise BookError(f"a cell tagged {CHECKED} prints nothing that could be checked: {source[:60]!r}")
     kept = []
@@ -183,7 +183,10 @@ def kept_outputs(outputs: list, source: str) -> list:
             output.metadata = {}
         if "execution_count" in output:
             output.execution_count = None
-        kept.append(output)
+        if kept and output.output_type == kept[-1].output_type == "stream" and output.name == kept[-1].name:
+            kept[-1].text += output.text
+        else:
+            kept.append(output)
     return kept
 
 

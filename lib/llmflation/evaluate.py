@@ -35,6 +35,7 @@ DOCUMENTS = 8  # of each domain, as long as those that the toy is trained on
 DISTANCES = (6, 510, 1020, 1530, 2040)  # bytes, up to the full context
 TEXT_TOKENS, WINDOW = 3072, 512
 TOKENS_AT_ONCE = 2048  # of a batch, or one prompt: bounds the memory, and what is in hand stays in the cache
+SCORED_AT_ONCE = 128  # tokens, each with a score for every word of the vocabulary
 ROOM = CONTEXT - 1  # bytes of a prompt and its answer: BOS stands before them
 MOST_POINTS, MOST_RATIO = 0.01, 0.02  # what 'the same quality' allows: of accuracy; of bits per byte and perplexity
 ENDINGS = ("answer", "wrong_1", "wrong_2", "wrong_3")
@@ -419,7 +420,9 @@ def _cache(model: Transformer, batch: int, capacity: int, make: MakeCache | None
 
 def _nats(logits: Tensor, targets: Tensor, lengths: Tensor | None = None) -> Tensor:
     """What each target (B, T) costs under the scores (B, T, V), in nats; 0 beyond a row's length."""
-    costs = F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), reduction="none").view(targets.shape)
+    parts = zip(logits.flatten(0, 1).split(SCORED_AT_ONCE), targets.flatten().split(SCORED_AT_ONCE))
+    costs = torch.cat([F.cross_entropy(part.float(), wanted, reduction="none") for part, wanted in parts])
+    costs = costs.view(targets.shape)
     if lengths is not None:
         costs = costs * (torch.arange(targets.shape[1]) < lengths[:, None])
     return costs.double()

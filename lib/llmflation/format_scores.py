@@ -82,54 +82,52 @@ class FormatScores:
 
     def table(self, model: str, tokens_per_s: Mapping[str, float] | None = None,
               schemes: Iterable[str] | None = None) -> "Table":
-        """A row for each scheme: bits held for a weight, quality with 95% intervals, and speeds if they are given.
-
-        "toy": bits per byte, the means of the standard and of the hard split with their change, the standard split by
-        domain. "SmolLM2": perplexity and facts right, with their change.
-        """
-        chosen = self.schemes if schemes is None else list(schemes)
+        """A row for each scheme: bits held for a weight, speed if it is given, what is judged of the model with its
+        change, and whether it is the same quality."""
         cells = self._toy_cells if model == "toy" else self._real_cells
         rows = {}
-        for name in chosen:
+        for name in self.schemes if schemes is None else schemes:
             speed = {} if tokens_per_s is None else {"tokens/s": (_speed(tokens_per_s.get(name)), "")}
-            same = "yes" if self.same_quality(model, name) else "no"
-            rows[name] = {"bits/w": (f"{self.of(model, name)['bits_per_weight']:.2f}", ""), **speed,
-                          **cells(name), "same quality": (same, "")}
-        return Table(f"{model} by format; in small print 95% intervals", rows)
+            rows[name] = {"bits/w": (f"{self.of(model, name)['bits_per_weight']:.2f}", ""), **speed, **cells(name),
+                          "same": ("yes" if self.same_quality(model, name) else "no", "")}
+        return Table(f"{model}, by format. In small print: the change against 32 bits and its 95% interval, in points "
+                     "where it is not in percent. Same: whether it is the same quality.", rows)
+
+    def by_domain(self, split: str = "standard") -> "Table":
+        """A row for each scheme: what share of each domain the toy answers rightly, with its interval."""
+        return Table(f"toy, by format: right of each domain's {split} split (%), and the 95% interval", {
+            scheme: {name: (f"{100 * s.accuracy:.1f}", f"({100 * s.low:.0f} to {100 * s.high:.0f})")
+                     for name, s in self.domains(scheme, split).by.items()} for scheme in self.schemes})
 
     def cache_table(self) -> "Table":
-        """A row for each cache: bits held for a value, what SmolLM2's perplexity and the toy's look-ups lose by it.
-
-        The two quarters are the first and the last of SmolLM2's windows: text with few and with many tokens before it.
-        """
-        return Table("Caches; in small print the change with its 95% interval, in points where it is not in percent",
+        """A row for each cache: bits held for a value, SmolLM2's perplexity, and what the toy looks up rightly at each
+        distance."""
+        return Table("Caches: bits held for a channel of a key or value, SmolLM2's perplexity, and of 100 look-ups at "
+                     "each distance those that the toy answers. In small print the change and its 95% interval.",
                      {name: self._cache_cells(row) for name, row in self.stored["caches"].items()})
 
-    def cache_lost(self, cache: str, distance: int | None = None) -> Change:
-        """What a cache changes: SmolLM2's perplexity, or the share of the toy's look-ups at a distance that are right.
+    def cache_change(self, cache: str, distance: int | None = None, quarter: int | None = None) -> Change:
+        """Against whole keys and values: SmolLM2's perplexity, all of it or of a quarter (0 to 3) of each window, or
+        the share of look-ups at a distance that the toy answers rightly.
 
         UnknownNameError for a cache or a distance that was not judged.
         """
         row = _known("cache", cache, self.stored["caches"])
-        return Change(**(row["perplexity_change"] if distance is None
-                         else _known("distance", str(distance), row["distances"])["change"]))
+        if distance is not None:
+            return Change(**_known("distance", str(distance), row["distances"])["change"])
+        return Change(**(row["perplexity_change"] if quarter is None else row["quarters"][quarter]))
 
     def _cache_cells(self, row: Mapping) -> dict[str, tuple[str, str]]:
         cells = {"bits": (f"{row['bits_per_value']:.2f}", ""),
                  "perplexity": (f"{row['perplexity']:.2f}", _in_percent(Change(**row["perplexity_change"])))}
-        for title, quarter in (("its first quarter", row["quarters"][0]), ("its last", row["quarters"][-1])):
-            cells[title] = (f"{100 * quarter['difference']:+.1f}%", _interval(Change(**quarter)))
-        return cells | {f"{at} back": (f"{s['right']} of {s['n']}", repr(Change(**s["change"])))
+        return cells | {f"{at} back": (f"{s['right']}", repr(Change(**s["change"])))
                         for at, s in row["distances"].items()}
 
     def _toy_cells(self, name: str) -> dict[str, tuple[str, str]]:
         row = self.of("toy", name)
         cells = {"bits/byte": (f"{row['bits_per_byte']:.3f}", _in_percent(self.change("toy", name, "bits")))}
-        for split in ("standard", "hard"):
-            cells[f"{split}, %"] = (f"{100 * row[split]['mean']:.1f}", repr(self.change("toy", name, split)))
-        domains = self.domains(name).by
-        return cells | {domain: (f"{100 * s.accuracy:.1f}", f"({100 * s.low:.0f} to {100 * s.high:.0f})")
-                        for domain, s in domains.items()}
+        return cells | {f"{split}, %": (f"{100 * row[split]['mean']:.1f}", repr(self.change("toy", name, split)))
+                        for split in ("standard", "hard")}
 
     def _real_cells(self, name: str) -> dict[str, tuple[str, str]]:
         row = self.of("SmolLM2", name)
@@ -141,7 +139,7 @@ class FormatScores:
 
 @dataclass(frozen=True, repr=False)
 class Table:
-    """What a cell shows as a table: a row for each name, of (number, small print) by column; as text, lines of words."""
+    """What a cell shows as a table: a row for each name, of (number, small print) by column; as text, aligned lines."""
 
     caption: str
     rows: Mapping[str, Mapping[str, tuple[str, str]]]
@@ -168,10 +166,6 @@ def _known(kind: str, name: str, known: Mapping) -> Mapping:
     if name not in known:
         raise unknown_name(kind, name, known)
     return known[name]
-
-
-def _interval(change: Change) -> str:
-    return repr(change).partition(" ")[2]
 
 
 def _in_percent(change: Change) -> str:

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import unknown_name
+from .int4_layout import pack_int4, unpack_int4, unpack_int4_rows
 from .integer import quantize
 from .packing import pack
 from .tensor import QuantizedTensor
@@ -215,7 +216,7 @@ class WeightOnlyInt4(Form):
 
     def __init__(self, q: QuantizedTensor):
         self.shape, self.format, self.levels, self.asymmetric = q.shape, q.format, q.levels, q.zeros is not None
-        self.packed = _pack_int4(q.unpacked())
+        self.packed = pack_int4(q.unpacked())
         offset = (8 - q.zeros.float()) * q.scales.float() if self.asymmetric else torch.zeros_like(q.scales)
         self.scales = torch.stack((q.scales.T, offset.to(torch.bfloat16).T), dim=-1).contiguous()  # (G, N, 2)
 
@@ -234,17 +235,17 @@ class WeightOnlyInt4(Form):
         scales, offset = (part.T.contiguous() for part in self.scales.unbind(-1))
         zeros = (8 - offset.float() / scales.float()).round()
         zeros = torch.where(scales == 0, 0, zeros).to(torch.uint8) if self.asymmetric else None
-        codes = pack(_unpack_int4(self.packed), 4)
+        codes = pack(unpack_int4(self.packed), 4)
         return QuantizedTensor(self.format, codes, self.levels, scales, zeros, self.shape, 4)
 
     def rows(self, ids: Tensor, dtype: torch.dtype) -> Tensor:
-        codes = _unpack_int4_rows(self.packed, ids).float() - 8
+        codes = unpack_int4_rows(self.packed, ids).float() - 8
         scales, offset = self.scales[:, ids].float().permute(2, 1, 0)[..., None]  # (n, G, 1) each
         return (codes.view(len(ids), scales.shape[1], -1) * scales + offset).flatten(1).to(dtype)
 
     def dense(self) -> Tensor:
         scales, offset = self.scales.permute(2, 1, 0)[..., None]  # (N, G, 1) each
-        codes = _unpack_int4(self.packed).to(torch.bfloat16) - 8
+        codes = unpack_int4(self.packed).to(torch.bfloat16) - 8
         return (codes.view(self.shape[0], scales.shape[1], -1) * scales + offset).flatten(1)
 
     def product(self, x: Tensor) -> Tensor:
@@ -254,49 +255,6 @@ class WeightOnlyInt4(Form):
     def kernel(self, x: Tensor) -> Tensor:
         group = self.shape[1] // len(self.scales)
         return torch.ops.aten._weight_int4pack_mm_for_cpu(x, self.packed, group, self.scales)
-
-
-def _pack_int4(codes: Tensor) -> Tensor:
-    """Codes (N, K) in the order in which the kernel reads them, (N, K / 2) bytes."""
-    return torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes.int(), 1)
-
-
-def _unpack_int4(packed: Tensor) -> Tensor:
-    """The codes (N, K) again: each block of rows lies column by column, two rows to a byte."""
-    n, k, block, made = packed.shape[0], 2 * packed.shape[1], _int4_block(), []
-    whole = n - n % block
-    for part, rows in ((packed[:whole], block), (packed[whole:], n % block)):
-        if len(part):
-            pairs = part.reshape(-1, k, rows // 2)
-            columns = torch.stack((pairs & 15, pairs >> 4), dim=-1).flatten(2)  # (blocks, K, rows)
-            made.append(columns[:, :, _places(rows)].transpose(1, 2).reshape(-1, k))
-    return torch.cat(made)
-
-
-def _unpack_int4_rows(packed: Tensor, ids: Tensor) -> Tensor:
-    """The codes (n, K) of some rows, without touching the others."""
-    n, k, block = packed.shape[0], 2 * packed.shape[1], _int4_block()
-    start, tail = ids // block * block, n % block or block
-    rows = (n - start).clamp(max=block)  # of the block: the last one may have fewer
-    place = torch.where(rows == block, _places(block)[ids - start], _places(tail)[(ids - start) % tail])
-    pairs = packed.flatten()[(start * k // 2 + place // 2)[:, None] + torch.arange(k) * (rows // 2)[:, None]]
-    return pairs >> (place % 2 * 4).to(torch.uint8)[:, None] & 15
-
-
-@functools.cache
-def _places(rows: int) -> Tensor:
-    """At which half-byte of a column each row of a block lies, (rows,). Packing the rows' own numbers tells."""
-    with torch.inference_mode(False):
-        row = torch.arange(rows)[:, None].expand(rows, 32)
-        low, high = (_pack_int4(part).flatten()[: rows // 2].long() for part in (row % 16, row // 16))
-        return torch.stack((low % 16 + high % 16 * 16, low // 16 + high // 16 * 16), dim=-1).flatten().argsort()
-
-
-@functools.cache
-def _int4_block() -> int:
-    """Rows of a block, 64 with AVX-512 and fewer without: the last byte that belongs to the first 16 rows tells."""
-    packed = _pack_int4((torch.arange(128) < 16)[:, None].expand(128, 32)).flatten()
-    return next(block for block in (16, 32, 64, 128) if int(packed.nonzero().max()) < 16 * block)
 
 
 # --- many vectors --------------------------------------------------------------------------------------------
