@@ -108,7 +108,9 @@ def test_caches_were_judged_from_the_nearest_pair_to_the_farthest():
         assert SCORES.cache_change(name, quarter=3) == Change(**row["quarters"][3])
         assert row["perplexity"] / caches["fp32"]["perplexity"] - 1 == pytest.approx(text.difference)
     assert list(SCORES.cache_table().rows) == list(caches)
-    assert SCORES.cache_table().rows["fp32"]["bits"][0] == "32.00"
+    table = SCORES.cache_table().rows
+    assert table["fp32"]["bits"] == ("32.00", "") and not any(small for _, small in table["fp32"].values())
+    assert all(table[name]["6 back"][1].endswith(")") for name in list(table)[1:])
 
 
 @pytest.mark.parametrize("asked, says", [(("9 bits",), "unknown cache '9 bits'"),

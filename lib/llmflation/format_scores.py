@@ -15,6 +15,7 @@ from .pretrained import CHECKPOINTS
 MOST = 5  # times as much: beyond it digits say nothing
 LIMITS = {"toy": {"standard": MOST_POINTS, "hard": MOST_POINTS, "bits": MOST_RATIO},
           "SmolLM2": {"perplexity": MOST_RATIO, "cloze": MOST_POINTS}}  # how much may change in the same quality
+BASE = "fp32"  # what all is compared with
 STORED = CHECKPOINTS / "dense" / "quantized.json"
 
 
@@ -88,8 +89,11 @@ class FormatScores:
         rows = {}
         for name in self.schemes if schemes is None else schemes:
             speed = {} if tokens_per_s is None else {"tokens/s": (_speed(tokens_per_s.get(name)), "")}
+            same = "yes" if self.same_quality(model, name) else "no"
             rows[name] = {"bits/w": (f"{self.of(model, name)['bits_per_weight']:.2f}", ""), **speed, **cells(name),
-                          "same": ("yes" if self.same_quality(model, name) else "no", "")}
+                          "same": (same, "")}
+        if BASE in rows:
+            rows[BASE] = _alone(rows[BASE])
         return Table(f"{model}, by format. In small print: the change against 32 bits and its 95% interval, in points "
                      "where it is not in percent. Same: whether it is the same quality.", rows)
 
@@ -104,7 +108,8 @@ class FormatScores:
         distance."""
         return Table("Caches: bits held for a channel of a key or value, SmolLM2's perplexity, and of 100 look-ups at "
                      "each distance those that the toy answers. In small print the change and its 95% interval.",
-                     {name: self._cache_cells(row) for name, row in self.stored["caches"].items()})
+                     {name: _alone(cells) if name == BASE else cells for name, cells in (
+                         (name, self._cache_cells(row)) for name, row in self.stored["caches"].items())})
 
     def cache_change(self, cache: str, distance: int | None = None, quarter: int | None = None) -> Change:
         """Against whole keys and values: SmolLM2's perplexity, all of it or of a quarter (0 to 3) of each window, or
@@ -120,7 +125,7 @@ class FormatScores:
     def _cache_cells(self, row: Mapping) -> dict[str, tuple[str, str]]:
         cells = {"bits": (f"{row['bits_per_value']:.2f}", ""),
                  "perplexity": (f"{row['perplexity']:.2f}", _in_percent(Change(**row["perplexity_change"])))}
-        return cells | {f"{at} back": (f"{s['right']}", repr(Change(**s["change"])))
+        return cells | {f"{at} back": (f"{s['right']}", _whole(Change(**s["change"])))
                         for at, s in row["distances"].items()}
 
     def _toy_cells(self, name: str) -> dict[str, tuple[str, str]]:
@@ -168,8 +173,18 @@ def _known(kind: str, name: str, known: Mapping) -> Mapping:
     return known[name]
 
 
+def _alone(cells: Mapping[str, tuple[str, str]]) -> dict[str, tuple[str, str]]:
+    """Without small print: what everything is compared with has not changed."""
+    return {column: (number, "") for column, (number, _) in cells.items()}
+
+
+def _whole(change: Change) -> str:
+    """In whole points: a hundred problems know no others."""
+    return f"{100 * change.difference:+.0f} ({100 * change.low:+.0f} to {100 * change.high:+.0f})"
+
+
 def _in_percent(change: Change) -> str:
-    return repr(change).replace(" (", "% (")
+    return f"{change}".replace(" (", "% (")
 
 
 def _plain(number: str, small: str) -> str:
