@@ -120,7 +120,8 @@ class ContiguousKVCache(KVCache):
                 raise BadInputError(f"sequence {b} holds {held[b]} tokens and {new[b]} more do not fit into "
                                     f"{self.capacity}; make the cache larger or the text shorter.")
         self._end, self._most = max(ends), max(new)
-        if len(set(held)) == len(set(new)) == 1:  # all alike: one slice
+        self._alike = len(set(held)) == len(set(new)) == 1
+        if self._alike:  # one slice
             self._stored, self._taken = (..., slice(held[0], ends[0]), slice(None)), (..., slice(new[0]), slice(None))
         else:
             row, token = (torch.arange(max(new)) < n_new[:, None]).nonzero(as_tuple=True)
@@ -129,10 +130,14 @@ class ContiguousKVCache(KVCache):
     def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Store this call's keys and values (B, K, T, D) of one layer at the places reserved; return all positions
         that any sequence fills, (B, K, S, D)."""
-        keys, values = self._store[layer]
+        keys, values = self._store[layer].unbind()
         check_entries((k, v), (*keys.shape[:2], keys.shape[3]), self._most, keys.dtype)
-        keys[self._stored], values[self._stored] = k.detach()[self._taken], v.detach()[self._taken]
-        return keys[:, :, : self._end], values[:, :, : self._end]
+        for store, x in ((keys, k.detach()), (values, v.detach())):
+            if self._alike:  # the plain way to say the same, which takes a third of the time
+                store.narrow(2, self._end - self._most, self._most).copy_(x.narrow(2, 0, self._most))
+            else:
+                store[self._stored] = x[self._taken]
+        return keys.narrow(2, 0, self._end), values.narrow(2, 0, self._end)
 
     def truncate(self, lengths: Tensor) -> None:
         check_lengths(lengths, self.lengths)

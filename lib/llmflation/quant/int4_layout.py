@@ -28,12 +28,15 @@ def unpack_int4(packed: Tensor) -> Tensor:
 
 def unpack_int4_rows(packed: Tensor, ids: Tensor) -> Tensor:
     """The codes (n, K) of some rows, without touching the others."""
-    n, k, block = packed.shape[0], 2 * packed.shape[1], _block()
-    start, tail = ids // block * block, n % block or block
-    rows = (n - start).clamp(max=block)  # of the block: the last one may have fewer
-    place = torch.where(rows == block, _places(block)[ids - start], _places(tail)[(ids - start) % tail])
-    pairs = packed.flatten()[(start * k // 2 + place // 2)[:, None] + torch.arange(k) * (rows // 2)[:, None]]
-    return pairs >> (place % 2 * 4).to(torch.uint8)[:, None] & 15
+    (n, half), block, flat = packed.shape, _block(), packed.flatten()
+    found = [packed.new_empty(0, 2 * half)]
+    for row in ids.tolist():
+        start = row // block * block
+        rows = min(block, n - start)  # of its block: the last one may have fewer
+        place = int(_places(rows)[row - start])
+        column = flat[start * half + place // 2:(start + rows) * half:rows // 2]
+        found.append((column >> place % 2 * 4 & 15)[None])
+    return torch.cat(found)
 
 
 @functools.cache

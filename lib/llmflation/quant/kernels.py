@@ -200,8 +200,7 @@ class WeightOnlyInt8(PlainInt8):
         return self.codes.to(torch.bfloat16).mul_(self.scales[:, None])
 
     def product(self, x: Tensor) -> Tensor:
-        half = x.to(torch.bfloat16).contiguous()
-        return (_widened(self, half) if _many(self, half) else self.kernel(half)).to(x.dtype)
+        return _in_bfloat16(self, x)
 
     def kernel(self, x: Tensor) -> Tensor:
         return torch._weight_int8pack_mm(x, self.codes, self.scales)
@@ -216,7 +215,7 @@ class WeightOnlyInt4(Form):
 
     def __init__(self, q: QuantizedTensor):
         self.shape, self.format, self.levels, self.asymmetric = q.shape, q.format, q.levels, q.zeros is not None
-        self.packed = pack_int4(q.unpacked())
+        self.packed, self.group_size = pack_int4(q.unpacked()), q.group_size
         offset = (8 - q.zeros.float()) * q.scales.float() if self.asymmetric else torch.zeros_like(q.scales)
         self.scales = torch.stack((q.scales.T, offset.to(torch.bfloat16).T), dim=-1).contiguous()  # (G, N, 2)
 
@@ -249,12 +248,10 @@ class WeightOnlyInt4(Form):
         return (codes.view(self.shape[0], scales.shape[1], -1) * scales + offset).flatten(1)
 
     def product(self, x: Tensor) -> Tensor:
-        half = x.to(torch.bfloat16).contiguous()
-        return (_widened(self, half) if _many(self, half) else self.kernel(half)).to(x.dtype)
+        return _in_bfloat16(self, x)
 
     def kernel(self, x: Tensor) -> Tensor:
-        group = self.shape[1] // len(self.scales)
-        return torch.ops.aten._weight_int4pack_mm_for_cpu(x, self.packed, group, self.scales)
+        return torch.ops.aten._weight_int4pack_mm_for_cpu(x, self.packed, self.group_size, self.scales)
 
 
 # --- many vectors --------------------------------------------------------------------------------------------
@@ -265,9 +262,13 @@ def _widened(form: Form, x: Tensor) -> Tensor:
     return F.linear(x, form.dense())
 
 
-def _many(form: Form, x: Tensor) -> bool:
-    """Whether these are so many vectors that widening pays."""
-    return len(x) >= MANY and _widening_pays(type(form))
+def _in_bfloat16(form: Form, x: Tensor) -> Tensor:
+    """The product by the form's kernel, or widened where there are so many vectors that this pays. Conversions that
+    change nothing are left out: with one vector each costs a tenth of the product."""
+    half = (x if x.dtype is torch.bfloat16 else x.to(torch.bfloat16)).contiguous()
+    many = x.shape[0] >= MANY and _widening_pays(type(form))
+    y = _widened(form, half) if many else form.kernel(half)
+    return y if y.dtype is x.dtype else y.to(x.dtype)
 
 
 @functools.cache
