@@ -16,7 +16,7 @@ from datetime import date
 from functools import partial
 from itertools import islice
 from pydoc_data.topics import topics
-from statistics import fmean
+from statistics import fmean, stdev
 
 import torch
 
@@ -31,6 +31,7 @@ from llmflation.evaluate import (
     WINDOW,
     MakeCache,
     Score,
+    Z,
     document_bits,
     documents_of,
     knows,
@@ -85,11 +86,18 @@ def real_scores(real: Pretrained, base: tuple) -> dict:
             "cloze_change": change(paired_accuracy("cloze", base[1], known))}
 
 
+def head_kept(real: Pretrained, base: torch.Tensor) -> dict:
+    """Perplexity where the embedding and the head that is tied to it stay in 32 bits."""
+    nats = text_nats(real)
+    return {"perplexity": math.exp(float(nats.mean())), "perplexity_change": change(paired_perplexity(base, nats))}
+
+
 def cache_scores(make: MakeCache | None, toy, real: Pretrained, base: dict) -> tuple[dict, dict]:
     """With a cache that rounds: the toy's look-ups by distance, and SmolLM2's text, all and by quarters of a window;
     and what the next cache is compared with (`base` is that of whole keys and values, or empty)."""
     answers = right(toy, [p for at in DISTANCES for p in look_up_at(at, CACHE_PROBLEMS, 0, ROOM)], make)
     found = {at: answers[i * CACHE_PROBLEMS:(i + 1) * CACHE_PROBLEMS] for i, at in enumerate(DISTANCES)}
+    lists = found["lists"] = [[found[at][i] for at in DISTANCES] for i in range(CACHE_PROBLEMS)]
     nats = text_nats(real, TEXT_TOKENS, make)
     found |= {f"q{i}": part for i, part in enumerate(nats.view(-1, 4, WINDOW // 4).unbind(1))} | {"text": nats}
     base = base or found
@@ -97,10 +105,19 @@ def cache_scores(make: MakeCache | None, toy, real: Pretrained, base: dict) -> t
         "bits_per_value": 32 if make is None else make(toy.cfg, 1, 1).bits_per_value,
         "distances": {at: {"right": sum(found[at]), "n": CACHE_PROBLEMS,
                            "change": change(paired_accuracy(f"{at}", base[at], found[at]))} for at in DISTANCES},
+        "lists": ["".join("01"[answer] for answer in some) for some in lists],  # right or not, from near to far
+        "look_ups": by_list(base["lists"], lists),
         "perplexity": math.exp(float(nats.mean())),
         "perplexity_change": change(paired_perplexity(base["text"], nats)),
         "quarters": [change(paired_perplexity(base[f"q{i}"].flatten(), found[f"q{i}"].flatten())) for i in range(4)],
     }, base
+
+
+def by_list(before: list[list[bool]], after: list[list[bool]]) -> dict:
+    """By how much the share of right answers changes, each list one draw: its questions have much in common."""
+    each = [fmean(b) - fmean(a) for a, b in zip(before, after, strict=True)]
+    half = Z * stdev(each) / math.sqrt(len(each))
+    return {"difference": fmean(each), "low": fmean(each) - half, "high": fmean(each) + half}
 
 
 def toy_calibration() -> list[list[int]]:
@@ -152,7 +169,8 @@ def judge_schemes(names: list[str], toy, real: Pretrained, stored: dict) -> None
     calibration, words = toy_calibration(), real_calibration(real)
     base, real_base = toy_found(toy), (text_nats(real), knows(real, facts.read("cloze")))
     stored["toy"]["fp32"] = held(toy) | toy_scores(base, base)
-    stored["SmolLM2"]["fp32"] = held(real.model) | real_scores(real, real_base)
+    stored["SmolLM2"]["fp32"] = held(real.model) | real_scores(real, real_base) | {
+        "head_kept": head_kept(real, real_base[0])}
     for name in names:
         start = time.perf_counter()
         small = quantize_model(toy, name, calibration=calibration)
@@ -162,6 +180,8 @@ def judge_schemes(names: list[str], toy, real: Pretrained, stored: dict) -> None
               flush=True)
         small = quantize_model(real.model, name, calibration=words)
         stored["SmolLM2"][name] = held(small) | real_scores(replace(real, model=judged_form(small)), real_base)
+        small = quantize_model(real.model, name, calibration=words, skip="head")
+        stored["SmolLM2"][name]["head_kept"] = head_kept(replace(real, model=judged_form(small)), real_base[0])
         print(f"SmolLM2, {name}: {stored['SmolLM2'][name]['perplexity']:.2f}, {time.perf_counter() - start:.0f} s",
               flush=True)
         store(stored)

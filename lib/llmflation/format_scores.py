@@ -8,11 +8,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from html import escape
 
-from .errors import unknown_name
+from .errors import BadInputError, MissingFactError, bad_input, unknown_name
 from .evaluate import MOST_POINTS, MOST_RATIO, Score, Scores
 from .pretrained import CHECKPOINTS
 
-MOST = 5  # times as much: beyond it digits say nothing
+MOST = 5  # shares more: a change beyond that is told in times
 LIMITS = {"toy": {"standard": MOST_POINTS, "hard": MOST_POINTS, "bits": MOST_RATIO},
           "SmolLM2": {"perplexity": MOST_RATIO, "cloze": MOST_POINTS}}  # how much may change in the same quality
 BASE = "fp32"  # what all is compared with
@@ -29,7 +29,9 @@ class Change:
 
     def __repr__(self) -> str:
         if self.difference > MOST:
-            return f"more than {MOST} times"
+            mid, low, high = (f"{1 + x:.1f}" if x < 1000 else f"{1 + x:.0e}" for x in (
+                self.difference, self.low, self.high))
+            return f"{mid} times ({low} to {high})"
         places = 0 if abs(self.difference) >= 1 else 1
         mid, low, high = (f"{round(100 * x, places) + 0.0:+.{places}f}" for x in (self.difference, self.low, self.high))
         return f"{mid} ({low} to {high})"
@@ -58,28 +60,37 @@ class FormatScores:
         return sorted(toy, key=lambda name: -toy[name]["bits_per_weight"])
 
     def domains(self, scheme: str, split: str = "standard") -> Scores:
-        """The toy's score in each domain, with its interval."""
-        found = self.of("toy", scheme)[split]["domains"]
+        """The toy's score in each domain of the "standard" or the "hard" split, with its interval."""
+        found = _known("split", split, {name: self.of("toy", scheme)[name] for name in ("standard", "hard")})["domains"]
         return Scores(f"{scheme}, {split} split", {name: Score(s["right"], s["n"]) for name, s in found.items()})
 
     def change(self, model: str, scheme: str, what: str) -> Change:
-        """Against the same model in 32 bits: "standard" or "hard" accuracy and "bits" of the toy, "perplexity" or
-        "cloze" of SmolLM2."""
+        """Against the same model in 32 bits: accuracy on the "standard" or "hard" split and "bits" per byte of the toy;
+        "perplexity", the same with the "head kept" in 32 bits, and "cloze" of SmolLM2."""
         found = self.of(model, scheme)
-        parts = found[what]["change"] if what in ("standard", "hard") else found[f"{what}_change"]
-        return Change(**parts)
+        parts = ({name: found[name]["change"] for name in ("standard", "hard")} | {"bits": found["bits_change"]}
+                 if model == "toy" else {name: found[f"{name}_change"] for name in ("perplexity", "cloze")} |
+                 {"head kept": found["head_kept"]["perplexity_change"]})
+        return Change(**_known("measure", what, parts))
 
     def lost(self, model: str, scheme: str, what: str) -> tuple[float, float, float]:
-        """What is lost against 32 bits and its interval, in points, or in percent of "bits" and "perplexity": more is
-        worse."""
+        """What is lost against 32 bits and its interval, in points of accuracy, else in percent: more is worse."""
         found = self.change(model, scheme, what)
-        sign = 100 if what in ("bits", "perplexity") else -100
+        sign = -100 if what in ("standard", "hard", "cloze") else 100
         low, high = sorted((sign * found.low, sign * found.high))
         return sign * found.difference, low, high
 
     def same_quality(self, model: str, scheme: str) -> bool:
         """Whether it is the same quality, as the course understands it (`evaluate.same_quality`)."""
-        return all(abs(self.change(model, scheme, what).difference) <= most for what, most in LIMITS[model].items())
+        return self.verdict(model, scheme) != "no"
+
+    def verdict(self, model: str, scheme: str) -> str:
+        """"yes" or "no" to the same quality; "unsure" where all changes keep to the limits and not all intervals do."""
+        self.of(model, scheme)
+        changes = [(self.change(model, scheme, what), most) for what, most in LIMITS[model].items()]
+        if any(abs(change.difference) > most for change, most in changes):
+            return "no"
+        return "yes" if all(-most <= c.low and c.high <= most for c, most in changes) else "unsure"
 
     def table(self, model: str, tokens_per_s: Mapping[str, float] | None = None,
               schemes: Iterable[str] | None = None) -> "Table":
@@ -87,15 +98,14 @@ class FormatScores:
         change, and whether it is the same quality."""
         cells = self._toy_cells if model == "toy" else self._real_cells
         rows = {}
-        for name in self.schemes if schemes is None else schemes:
+        for name in _several(self.schemes if schemes is None else schemes):
             speed = {} if tokens_per_s is None else {"tokens/s": (_speed(tokens_per_s.get(name)), "")}
-            same = "yes" if self.same_quality(model, name) else "no"
-            rows[name] = {"bits/w": (f"{self.of(model, name)['bits_per_weight']:.2f}", ""), **speed, **cells(name),
-                          "same": (same, "")}
+            rows[name] = {"bits/w": (f"{self.of(model, name)['bits_per_weight']:.2f}", ""),
+                          "same": (self.verdict(model, name), ""), **speed, **cells(name)}
         if BASE in rows:
             rows[BASE] = _alone(rows[BASE])
-        return Table(f"{model}, by format. In small print: the change against 32 bits and its 95% interval, in points "
-                     "where it is not in percent. Same: whether it is the same quality.", rows)
+        return Table(f"{model}, by format. Same: whether it is the same quality. In small print: the change against 32 "
+                     "bits and its 95% interval, in points where it is not in percent.", rows)
 
     def by_domain(self, split: str = "standard") -> "Table":
         """A row for each scheme: what share of each domain the toy answers rightly, with its interval."""
@@ -108,25 +118,41 @@ class FormatScores:
         distance."""
         return Table("Caches: bits held for a channel of a key or value, SmolLM2's perplexity, and of 100 look-ups at "
                      "each distance those that the toy answers. In small print the change and its 95% interval.",
-                     {name: _alone(cells) if name == BASE else cells for name, cells in (
-                         (name, self._cache_cells(row)) for name, row in self.stored["caches"].items())})
+                     {name: self._cache_cells(name, row) for name, row in self.caches.items()})
 
     def cache_change(self, cache: str, distance: int | None = None, quarter: int | None = None) -> Change:
         """Against whole keys and values: SmolLM2's perplexity, all of it or of a quarter (0 to 3) of each window, or
         the share of look-ups at a distance that the toy answers rightly.
 
-        UnknownNameError for a cache or a distance that was not judged.
+        UnknownNameError for a cache, a distance or a quarter that was not judged, BadInputError for both of them.
         """
-        row = _known("cache", cache, self.stored["caches"])
+        row = _known("cache", cache, self.caches)
+        if distance is not None and quarter is not None:
+            raise BadInputError(f"distance {distance} and quarter {quarter} were given; allowed: one of them. The one "
+                                "is the toy's, the other SmolLM2's.")
         if distance is not None:
             return Change(**_known("distance", str(distance), row["distances"])["change"])
-        return Change(**(row["perplexity_change"] if quarter is None else row["quarters"][quarter]))
+        if quarter is not None:
+            return Change(**_known("quarter", str(quarter), {str(i): part for i, part in enumerate(row["quarters"])}))
+        return Change(**row["perplexity_change"])
 
-    def _cache_cells(self, row: Mapping) -> dict[str, tuple[str, str]]:
+    def cache_look_ups(self, cache: str) -> Change:
+        """By how much the share of all look-ups that the toy answers changes. The interval takes each list as one draw,
+        since the questions about it have much in common."""
+        return Change(**_known("cache", cache, self.caches)["look_ups"])
+
+    @property
+    def caches(self) -> Mapping[str, Mapping]:
+        """What was measured of each cache. MissingFactError where none was."""
+        if not (found := self.stored.get("caches")):
+            raise MissingFactError("no cache was judged yet; run: python tools/quantized_scores.py caches")
+        return found
+
+    def _cache_cells(self, name: str, row: Mapping) -> dict[str, tuple[str, str]]:
         cells = {"bits": (f"{row['bits_per_value']:.2f}", ""),
                  "perplexity": (f"{row['perplexity']:.2f}", _in_percent(Change(**row["perplexity_change"])))}
-        return cells | {f"{at} back": (f"{s['right']}", _whole(Change(**s["change"])))
-                        for at, s in row["distances"].items()}
+        cells |= {f"{at} back": (f"{s['right']}", _whole(Change(**s["change"]))) for at, s in row["distances"].items()}
+        return _alone(cells) if name == BASE else cells
 
     def _toy_cells(self, name: str) -> dict[str, tuple[str, str]]:
         row = self.of("toy", name)
@@ -136,10 +162,10 @@ class FormatScores:
 
     def _real_cells(self, name: str) -> dict[str, tuple[str, str]]:
         row = self.of("SmolLM2", name)
-        perplexity = f"{row['perplexity']:.2f}" if row["perplexity"] < 1e5 else f"{row['perplexity']:.0e}"
+        cells = {what: (_large(value), _in_percent(self.change("SmolLM2", name, what))) for what, value in (
+            ("perplexity", row["perplexity"]), ("head kept", row["head_kept"]["perplexity"]))}
         share = row["cloze"]["right"] / row["cloze"]["n"]
-        return {"perplexity": (perplexity, _in_percent(self.change("SmolLM2", name, "perplexity"))),
-                "facts, %": (f"{100 * share:.1f}", repr(self.change("SmolLM2", name, "cloze")))}
+        return cells | {"facts, %": (f"{100 * share:.1f}", repr(self.change("SmolLM2", name, "cloze")))}
 
 
 @dataclass(frozen=True, repr=False)
@@ -151,13 +177,14 @@ class Table:
 
     @property
     def columns(self) -> list[str]:
-        return list(next(iter(self.rows.values())))
+        return list(next(iter(self.rows.values()), ()))
 
     def __repr__(self) -> str:
         lines = [["", *self.columns], *([name, *(_plain(*cell) for cell in row.values())]
                                         for name, row in self.rows.items())]
         widths = [max(map(len, column)) for column in zip(*lines)]
-        return "\n".join("  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]) for line in lines)
+        return "\n".join([self.caption, *("  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])])
+                                          for line in lines)])
 
     def _repr_html_(self) -> str:
         head = "".join(f'<th scope="col">{escape(column)}</th>' for column in self.columns)
@@ -165,6 +192,12 @@ class Table:
                        for name, row in self.rows.items())
         return (f'<table class="table formats"><caption>{escape(self.caption)}</caption><thead><tr><td></td>{head}</tr>'
                 f"</thead><tbody>{body}</tbody></table>")
+
+
+def _several(schemes: Iterable[str]) -> list[str]:
+    if isinstance(schemes, str) or not (names := list(schemes)):
+        raise bad_input("schemes", schemes, "one name at least, in a list", "Leave it out for all.")
+    return names
 
 
 def _known(kind: str, name: str, known: Mapping) -> Mapping:
@@ -178,13 +211,17 @@ def _alone(cells: Mapping[str, tuple[str, str]]) -> dict[str, tuple[str, str]]:
     return {column: (number, "") for column, (number, _) in cells.items()}
 
 
+def _large(value: float) -> str:
+    return f"{value:.2f}" if value < 1e5 else f"{value:.0e}"
+
+
 def _whole(change: Change) -> str:
     """In whole points: a hundred problems know no others."""
     return f"{100 * change.difference:+.0f} ({100 * change.low:+.0f} to {100 * change.high:+.0f})"
 
 
 def _in_percent(change: Change) -> str:
-    return f"{change}".replace(" (", "% (")
+    return f"{change}" if change.difference > MOST else f"{change}".replace(" (", "% (")
 
 
 def _plain(number: str, small: str) -> str:

@@ -45,8 +45,9 @@ matplotlib.style.use("llmflation.book")  # the course's style; every figure here
 BLUE, VERMILLION, GREEN, PURPLE, BLACK, GREY = "#0072B2", "#D55E00", "#00805E", "#AA5A8A", "#000000", "#767676"
 QUOTED = {"marker": "o", "linestyle": "none", "markerfacecolor": "white", "markeredgewidth": 1.6, "markersize": 6}
 WORDS = 10  # points, of words among the lines: on a phone a point is a pixel
-LOSSES = {"standard": "answers lost (points)", "hard": "answers lost, hard split (points)",
-          "perplexity": "perplexity above 32 bits' (%)", "cloze": "facts lost (points)"}
+LOSSES = {("toy", "standard"): "toy\n(points)", ("toy", "hard"): "toy, hard\n(points)",
+          ("toy", "bits"): "toy, text\n(%)", ("SmolLM2", "perplexity"): "SmolLM2,\ntext (%)",
+          ("SmolLM2", "cloze"): "SmolLM2,\nfacts (points)"}
 CARD = {"facecolor": "white", "edgecolor": "none", "pad": 0.6}  # under a word that a line would cross
 
 
@@ -699,30 +700,37 @@ def gain_by_tokens(ways: dict[str, dict[int, float]]) -> Picture:
 
 
 def frontier(scores: FormatScores, schemes: Sequence[str]) -> Picture:
-    """What each format loses on both models, with its 95% interval, those that hold the most bits first; dotted, up to
-    where the course calls it the same quality."""
-    panels = [(model, what, limit) for model, limits in scores.limits.items() for what, limit in limits.items()
-              if what in LOSSES]
+    """What each format loses on both models, with its 95% interval, those that hold the most bits first. Dotted, what
+    the same quality may lose by each measure; crosses, with embedding and head left in 32 bits."""
+    panels = [(model, what, most) for model, limits in scores.limits.items() for what, most in limits.items()]
     names = sorted(schemes, key=lambda name: -scores.of("toy", name)["bits_per_weight"])
-    figure, axes = _axes(7.4, len(panels), sharex=True)
-    for ax, (model, what, limit) in zip(axes, panels):
-        lost = [scores.lost(model, name, what) for name in names]
-        for x, (value, low, high) in enumerate(lost):
-            ax.errorbar(x, value, yerr=[[max(value - low, 0)], [max(high - value, 0)]], color=BLACK, marker="o",
-                        markersize=5, linewidth=1, capsize=2)
-        ax.axhline(100 * limit, color=GREY, linewidth=1, linestyle=":")
-        if max(value for value, _, _ in lost) > 200:  # beyond that a line of equal steps shows nothing near the limit
-            ax.set_yscale("symlog", linthresh=10)
-            ax.set_ylim(-5, 2 * max(high for _, _, high in lost))
-            ax.set_yticks([0, 10, 100, 1000], ["0", "10", "100", "1,000"])
-            ax.yaxis.set_minor_locator(NullLocator())
-        ax.set_title(f"{model}, {LOSSES[what]}", fontsize=WORDS, loc="left")
-    axes[0].annotate("below: the same quality", (0, 100 * panels[0][2]), textcoords="offset points", xytext=(0, 3),
-                     fontsize=WORDS, color=GREY)
+    if not names:
+        raise BadInputError("schemes is []; allowed: one name at least.")
+    figure, axes = _axes(8.6, len(panels), sharex=True)
+    for ax, (model, what, most) in zip(axes, panels):
+        _losses(ax, [scores.lost(model, name, what) for name in names], 100 * most)
+        if what == "perplexity":
+            kept = [scores.lost(model, name, "head kept")[0] for name in names]
+            ax.plot(kept, color=BLACK, marker="x", linestyle="none")
+        ax.set_ylabel(LOSSES[model, what], fontsize=WORDS)
+    figure.align_ylabels()
     held = [f"{name} {scores.of('toy', name)['bits_per_weight']:.1f}" for name in names]
     axes[-1].set_xticks(range(len(names)), held, rotation=90, fontsize=WORDS)
-    axes[-1].set_xlabel("format (bits held for a weight)")
-    figure.supylabel("lost (points; of perplexity: %)", fontsize=WORDS)
-    said = [", ".join(f"{name} {scores.lost(model, name, what)[0]:.1f}" for name in names) for model, what, _ in panels]
-    return picture(figure, "Four dot charts of what is lost in each number format, those of most bits first. "
-                   + " ".join(f"{model}, {LOSSES[what]}: {s}." for (model, what, _), s in zip(panels, said)))
+    axes[-1].set_xlabel("format (bits held for a weight of the toy)")
+    most = scores.lost("toy", names[-1], "standard")[0]
+    return picture(figure, f"{len(panels)} dot charts, one below the other, of what the toy and SmolLM2 lose in each "
+                           "number format, those of most bits first, with intervals and the limit of the same quality. "
+                           f"The losses grow to the right, to {most:.1f} points of the toy's answers in {names[-1]}.")
+
+
+def _losses(ax, lost: Sequence[tuple[float, float, float]], limit: float) -> None:
+    """A dot with its interval for each (value, low, high), and the limit as a dotted line."""
+    for x, (value, low, high) in enumerate(lost):
+        ax.errorbar(x, value, yerr=[[max(value - low, 0)], [max(high - value, 0)]], color=BLACK, marker="o",
+                    markersize=5, linewidth=1, capsize=2)
+    ax.axhline(limit, color=GREY, linewidth=1, linestyle=":")
+    if max(value for value, _, _ in lost) > 200:  # beyond that a line of equal steps shows nothing near the limit
+        ax.set_yscale("symlog", linthresh=10)
+        ax.set_ylim(-5, 2 * max(high for _, _, high in lost))
+        ax.set_yticks([0, 10, 100, 1000], ["0", "10", "100", "1,000"])
+        ax.yaxis.set_minor_locator(NullLocator())

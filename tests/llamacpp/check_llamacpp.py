@@ -1,10 +1,12 @@
 """Our GGUF files in llama.cpp itself: `make test-llamacpp`. Its name keeps it out of `make test`.
 
 In Q8_0 llama.cpp rounds what goes into each product to 8 bits, too; our layers do not. That noise decides wherever the
-two likeliest tokens are nearly alike, and it is chaotic: llama.cpp that reads SmolLM2 one token at a time differs from
-llama.cpp that reads the same text at once, at one place of fifty. So 99 of 100 can be asked where nothing but the
-weights is rounded (llama.cpp reads our blocks and makes them float32 itself), and, computing its own way, wherever our
-likeliest token leads the next by more than that noise. Over all places it is printed, beside llama.cpp's own.
+two likeliest tokens are nearly alike, and small differences in it grow from layer to layer: llama.cpp that reads
+SmolLM2 one token at a time differs from llama.cpp that reads the same text at once, at one place of fifty, and
+rounding our activations in the same blocks brought the toy to 98.7% and SmolLM2 nowhere. So 99 of 100 are asked where
+nothing but the weights is rounded (llama.cpp reads our blocks and makes them float32 itself), and, computing its own
+way, wherever our likeliest token leads the next by more than that noise. Over all places it is printed, beside
+llama.cpp's own.
 """
 
 import json
@@ -27,14 +29,15 @@ from llmflation.quant.model import quantize_model
 ROOT = Path(__file__).resolve().parents[2]
 PYTHON = ROOT / ".venv-llamacpp" / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
 WRITTEN = 96  # tokens behind each prompt
-CLOSE = 0.5  # in nats: where the likeliest token leads by less, the noise of rounded activations may decide
 ASKED = ("What is the capital of Italy?", "Why is the sky blue?", "Write a story about a cat.", "How do plants eat?")
 
 
 class Case:
     """A model, prompts for it, other text, and what the model writes behind the prompts."""
 
-    def __init__(self, model, tokenizer, encode, prompts: list[list[int]], texts: list[str], lead: list[int]):
+    def __init__(self, model, tokenizer, encode, prompts: list[list[int]], texts: list[str], lead: list[int],
+                 close: float):
+        self.close = close  # in nats: where the likeliest token leads by less, the noise of activations may decide
         self.model, self.tokenizer, self.encode, self.prompts, self.texts = model, tokenizer, encode, prompts, texts
         self.sequences = [[*lead, *encode(text)][:200] for text in texts]
         self.written = written(model, prompts)
@@ -42,7 +45,7 @@ class Case:
 
 def toy() -> Case:
     texts = [domain.document(Random(i), max_bytes=300).text for i, domain in enumerate(DOMAINS.values())]
-    return Case(load_toy(), None, encode, [[BOS, *encode(text)][:100] for text in texts], texts, [BOS])
+    return Case(load_toy(), None, encode, [[BOS, *encode(text)][:100] for text in texts], texts, [BOS], 0.1)
 
 
 def real() -> Case:
@@ -50,7 +53,7 @@ def real() -> Case:
     lines = [line for topic in pydoc_data.topics.topics.values() for line in topic.splitlines() if line.strip()]
     texts = ["\n".join(lines[start : start + 20]) for start in (0, 300, 600)]
     prompts = [made.tokenizer.encode(f"<|im_start|>user\n{text}<|im_end|>\n<|im_start|>assistant\n") for text in ASKED]
-    return Case(made.model, real_model_file(), made.tokenizer.encode, prompts, texts, [])
+    return Case(made.model, real_model_file(), made.tokenizer.encode, prompts, texts, [], 0.5)
 
 
 def written(model, prompts: list[list[int]]) -> list[list[int]]:
@@ -103,11 +106,11 @@ def test_quantized_it_agrees_with_ours(case, tmp_path, kind):
     exact = llama(path, case.sequences, widened=str(tmp_path / "widened.gguf"))
     rounding, alone = (best(llama(path, case.sequences, at_once=n)) for n in (512, 1))
     likeliest, lead = torch.cat([s.argmax(-1) for s in wanted]), torch.cat([leads(s) for s in wanted])
-    clear = lead > CLOSE
+    clear, differs = lead > case.close, likeliest != rounding
     print(f"\n{kind}, {len(lead)} places, the same likeliest token: {share(likeliest, best(exact)):.1%} "
           f"with llama.cpp's floats; computing its own way {share(likeliest, rounding):.1%}, "
           f"{share(likeliest[clear], rounding[clear]):.1%} of the {clear.float().mean():.0%} where ours leads by "
-          f"{CLOSE} (it differs up to a lead of {lead[likeliest != rounding].max():.2f}); "
+          f"{case.close} (it differs up to a lead of {max(lead[differs].tolist(), default=0):.2f}); "
           f"llama.cpp one token at a time and at once: {share(rounding, alone):.1%}")
     assert len(lead) > 300 and clear.float().mean() > 0.6
     assert share(likeliest, best(exact)) >= 0.99 and share(likeliest[clear], rounding[clear]) >= 0.99
