@@ -120,14 +120,14 @@ def test_caches_were_judged_from_the_nearest_pair_to_the_farthest():
     assert all(table[name]["6 back"][1].endswith(")") for name in list(table)[1:])
 
 
-@pytest.mark.parametrize("name, bits, group", [("8 bits, groups of 32", 8, 32), ("4 bits, groups of 16", 4, 16),
-                                               ("4 bits, groups of 32", 4, 32), ("4 bits, a head", 4, None)])
+@pytest.mark.parametrize("name, bits, group", [("8 bits by 32", 8, 32), ("4 bits by 16", 4, 16),
+                                               ("4 bits by 32", 4, 32), ("4 bits by head", 4, None)])
 def test_the_stored_bits_of_a_cache_are_those_that_it_holds(name, bits, group):
     cache = QuantizedKVCache(load_toy().cfg, 1, 8, bits, group)
     assert SCORES.caches[name]["bits_per_value"] == cache.bits_per_value
 
 
-@pytest.mark.parametrize("name, cache", [("fp32", None), ("8 bits, groups of 32", partial(QuantizedKVCache, bits=8))])
+@pytest.mark.parametrize("name, cache", [("fp32", None), ("8 bits by 32", partial(QuantizedKVCache, bits=8))])
 def test_the_stored_look_ups_are_what_the_toy_answers(name, cache):
     asked = [p for at in DISTANCES for p in look_up_at(at, 2, 0, ROOM)]
     answers = right(load_toy(), asked, cache)

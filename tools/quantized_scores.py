@@ -51,10 +51,10 @@ SPLITS = ("standard", "hard")
 CACHE_PROBLEMS = 100  # look-ups at each distance
 CACHES: dict[str, MakeCache | None] = {
     "fp32": None,
-    "8 bits, groups of 32": partial(QuantizedKVCache, bits=8),
-    "4 bits, groups of 16": partial(QuantizedKVCache, bits=4, group_size=16),
-    "4 bits, groups of 32": partial(QuantizedKVCache, bits=4),
-    "4 bits, a head": partial(QuantizedKVCache, bits=4, group_size=None)}
+    "8 bits by 32": partial(QuantizedKVCache, bits=8),
+    "4 bits by 16": partial(QuantizedKVCache, bits=4, group_size=16),
+    "4 bits by 32": partial(QuantizedKVCache, bits=4),
+    "4 bits by head": partial(QuantizedKVCache, bits=4, group_size=None)}
 
 
 def toy_found(model) -> dict:

@@ -116,8 +116,9 @@ class FormatScores:
     def cache_table(self) -> "Table":
         """A row for each cache: bits held for a value, SmolLM2's perplexity, and what the toy looks up rightly at each
         distance."""
-        return Table("Caches: bits held for a channel of a key or value, SmolLM2's perplexity, and of 100 look-ups at "
-                     "each distance those that the toy answers. In small print the change and its 95% interval.",
+        return Table("Caches, by bits and by how many channels share a scale: bits held for a channel, SmolLM2's "
+                     "perplexity, and of 100 look-ups at each distance those that the toy answers. In small print the "
+                     "change and its 95% interval.",
                      {name: self._cache_cells(name, row) for name, row in self.caches.items()})
 
     def cache_change(self, cache: str, distance: int | None = None, quarter: int | None = None) -> Change:
