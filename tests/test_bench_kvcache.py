@@ -114,7 +114,8 @@ def test_the_speed_up_stands_beside_its_prediction_at_every_length(tiny):
     assert [int(n) for n, *_ in pairs] == [16, 100, 200]
     assert pairs[0][1] == pairs[0][2] and pairs[-1][1] == pairs[-1][2]  # the ends are measured
     worst = max(max(float(a) / float(b), float(b) / float(a)) for _, a, b in pairs)
-    assert predicted.target == 0.8 and predicted.ratio == pytest.approx(1 / worst, rel=0.05)
+    printed = max(0.051 / float(a) + 0.051 / float(b) for _, a, b in pairs)  # what one digit behind the point leaves out
+    assert predicted.target == 0.8 and predicted.ratio == pytest.approx(1 / worst, rel=printed)
 
 
 @pytest.mark.parametrize(("batch", "target"), kvcache.BATCHES.items())

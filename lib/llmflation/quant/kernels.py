@@ -264,7 +264,7 @@ def _widened(form: Form, x: Tensor) -> Tensor:
 
 def _in_bfloat16(form: Form, x: Tensor) -> Tensor:
     """The product by the form's kernel, or widened where there are so many vectors that this pays. Conversions that
-    change nothing are left out: with one vector each costs a tenth of the product."""
+    change nothing are left out: beside the product of one vector their calls take time, too."""
     half = (x if x.dtype is torch.bfloat16 else x.to(torch.bfloat16)).contiguous()
     many = x.shape[0] >= MANY and _widening_pays(type(form))
     y = _widened(form, half) if many else form.kernel(half)
