@@ -114,7 +114,7 @@ def test_the_speed_up_stands_beside_its_prediction_at_every_length(tiny):
     assert [int(n) for n, *_ in pairs] == [16, 100, 200]
     assert pairs[0][1] == pairs[0][2] and pairs[-1][1] == pairs[-1][2]  # the ends are measured
     worst = max(max(float(a) / float(b), float(b) / float(a)) for _, a, b in pairs)
-    printed = max(0.051 / float(a) + 0.051 / float(b) for _, a, b in pairs)  # what one digit behind the point leaves out
+    printed = max(0.051 / float(a) + 0.051 / float(b) for _, a, b in pairs)  # one digit behind the point
     assert predicted.target == 0.8 and predicted.ratio == pytest.approx(1 / worst, rel=printed)
 
 
