@@ -290,14 +290,27 @@ def test_what_cannot_be_built_is_refused_before_any_memory_is_taken(name, what):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("tokens", [1, FUSED_NORMS, FUSED_NORMS + 1])
+@pytest.mark.parametrize("tokens", [1, 2, FUSED_NORMS, FUSED_NORMS + 1])
 def test_a_norm_of_few_vectors_is_that_of_many(dtype, tokens):
     """They go different ways; a channel far above the others, and all below epsilon, are the hard cases."""
     numbers = torch.Generator().manual_seed(0)
-    norm = RMSNorm(96, 1e-5).to(dtype)
+    norm = RMSNorm(96, 1e-5).to(dtype).requires_grad_(False)
     norm.weight.data = torch.rand(96, generator=numbers).to(dtype)
     x = torch.randn(3, tokens, 96, generator=numbers).to(dtype)
     x[1, :, 7], x[2] = 3000.0, x[2] * 1e-4
     wide = x.double()
     wanted = wide / (wide.square().mean(-1, keepdim=True) + 1e-5).sqrt() * norm.weight.double()
-    torch.testing.assert_close(norm(x).double(), wanted, rtol=1e-5 if dtype == torch.float32 else 2**-8, atol=1e-7)
+    for got in (norm(x), torch.cat([norm(row) for row in x[:, None]]).view_as(x)):
+        torch.testing.assert_close(got.double(), wanted, rtol=1e-5 if dtype == torch.float32 else 2**-8, atol=1e-7)
+
+
+@pytest.mark.parametrize("trained", ["x", "weight"])
+def test_the_norm_of_one_vector_can_be_trained(trained):
+    norm, x = RMSNorm(96, 1e-5).requires_grad_(trained == "weight"), torch.randn(1, 1, 96)
+    x.requires_grad_(trained == "x")
+    norm(x).square().sum().backward()
+    found = x.grad if trained == "x" else norm.weight.grad
+    wide, weight = x.detach().double().requires_grad_(), norm.weight.detach().double().requires_grad_()
+    torch.nn.functional.rms_norm(wide, (96,), weight, 1e-5).square().sum().backward()
+    wanted = wide.grad if trained == "x" else weight.grad
+    torch.testing.assert_close(found.double(), wanted, rtol=1e-4, atol=1e-5)

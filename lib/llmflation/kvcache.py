@@ -93,6 +93,7 @@ class ContiguousKVCache(KVCache):
     """One block of memory for each layer, made in advance for `capacity` tokens of each of `batch` sequences."""
 
     _most: int | None = None  # new tokens of a row in the call that was reserved
+    _end = 0  # positions that it fills at most
 
     def __init__(self, cfg: ModelConfig, batch: int, capacity: int | None = None, dtype=torch.float32):
         capacity = cfg.context if capacity is None else capacity
@@ -130,14 +131,15 @@ class ContiguousKVCache(KVCache):
     def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Store this call's keys and values (B, K, T, D) of one layer at the places reserved; return all positions
         that any sequence fills, (B, K, S, D)."""
-        keys, values = self._store[layer].unbind()
+        keys, values = self._store[layer].narrow(3, 0, self._end).unbind()
         check_entries((k, v), (*keys.shape[:2], keys.shape[3]), self._most, keys.dtype)
         for store, x in ((keys, k.detach()), (values, v.detach())):
             if self._alike:  # the plain way to say the same, with fewer calls
-                store.narrow(2, self._end - self._most, self._most).copy_(x.narrow(2, 0, self._most))
+                new = x if x.shape[2] == self._most else x.narrow(2, 0, self._most)
+                store.narrow(2, self._end - self._most, self._most).copy_(new)
             else:
                 store[self._stored] = x[self._taken]
-        return keys.narrow(2, 0, self._end), values.narrow(2, 0, self._end)
+        return keys, values
 
     def truncate(self, lengths: Tensor) -> None:
         check_lengths(lengths, self.lengths)

@@ -24,6 +24,7 @@ from .tensor import QuantizedTensor
 
 MANY = 256  # vectors from which on a weight-only kernel may be slower than making the weight bfloat16 for this product
 CLEARLY = 1.1  # how many times as fast the other way must be to be taken
+NOTHING = 1e-30  # the largest magnitude of zeros: no division by 0
 PATHS = ("auto", "reference")
 
 _path, _times_set = "auto", 0
@@ -86,21 +87,30 @@ def rounded_product(x: Tensor, q: QuantizedTensor, bits: int) -> Tensor:
 
     What a text comes to so does not depend on the others in its batch.
     """
-    wide, top = x.float(), 2 ** (bits - 1) - 1
-    most = largest(wide)
-    return (F.linear((wide / most * top).round() / top, q.dequantize()) * most).to(x.dtype)
+    step = step_of(wide := x.float(), bits)
+    return (F.linear((wide / step).round_(), q.dequantize()) * step).to(x.dtype)
+
+
+def step_of(x: Tensor, bits: int) -> Tensor | float:
+    """The step of each vector of x (R, K) of which its largest magnitude is as many as whole numbers of `bits` bits go,
+    (R, 1); of a single vector as a plain number, which takes fewer calls."""
+    top = 2 ** (bits - 1) - 1
+    if x.shape[0] != 1:
+        return largest(x) / top
+    low, high = x.aminmax()
+    return max(-low.item(), high.item(), NOTHING) / top
 
 
 def largest(x: Tensor) -> Tensor:
     """The largest magnitude of each vector of x (R, K), (R, 1); of zeros, next to nothing, to be divided by."""
-    return x.abs().amax(-1, keepdim=True).clamp_(min=1e-30)
+    return x.abs().amax(-1, keepdim=True).clamp_(min=NOTHING)
 
 
 class DynamicInt8(Form):
     """Whole numbers times whole numbers (W8A8): fbgemm's `quantized.linear_dynamic`, weights packed in its order.
 
-    The operator has one step for all vectors, from the least to the largest value. So they come to it as multiples of
-    their own largest, with one more vector that reaches from -128 to 127 steps: then the step is always the same.
+    The operator has one step for all vectors, from the least to the largest value. So several come to it as multiples
+    of their own largest, with one more vector that reaches from -128 to 127 steps: then the step is always the same.
     Where a value lies halfway between two codes the reference may take the other one.
     """
 
@@ -133,11 +143,20 @@ class DynamicInt8(Form):
         return self.in_bits(x, dynamic_bits())
 
     def in_bits(self, x: Tensor, bits: int) -> Tensor:
-        wide = x.float()
-        most = largest(wide)
-        parts = torch.cat((wide / most, _edges(x.shape[1], bits)))
-        y = torch.ops.quantized.linear_dynamic(parts, self.packed, bits == 7)
-        return (y[:-1] * most).to(x.dtype)
+        wide = x if x.dtype is torch.float32 else x.float()
+        y = self.of_one(wide, bits) if len(wide) == 1 else self.of_several(wide, bits)
+        return y if x.dtype is torch.float32 else y.to(x.dtype)
+
+    def of_several(self, x: Tensor, bits: int) -> Tensor:
+        """Vectors (R, K), as multiples of their own largest, below one that reaches from the lowest to the highest."""
+        most = largest(x)
+        parts = torch.cat((x / most, _edges(x.shape[1], bits)))
+        return torch.ops.quantized.linear_dynamic(parts, self.packed, bits == 7)[:-1] * most
+
+    def of_one(self, x: Tensor, bits: int) -> Tensor:
+        """A single vector, by an operator that is told the step: fewer calls."""
+        operator = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32.default
+        return operator(x, step_of(x, bits), 2 ** (bits - 1), self.packed)
 
 
 @functools.cache
@@ -169,7 +188,15 @@ class PlainInt8(Form):
 
 
 class RowwiseInt8(PlainInt8):
-    """W8A8 with `torch._int_mm`: the same numbers as DynamicInt8, slower for a few vectors, but rows can be read."""
+    """W8A8 with `torch._int_mm`: the same numbers as DynamicInt8, and rows can be read.
+
+    With AVX-512 the product of one vector reads the weight as it lies, at the memory's speed; for several, and without
+    AVX-512 always, the operator first copies it into another order.
+    """
+
+    def __init__(self, q: QuantizedTensor):
+        super().__init__(q)
+        self.turned = self.codes.t()
 
     @classmethod
     def takes(cls, q: QuantizedTensor, activation_bits: int | None) -> bool:
@@ -179,10 +206,11 @@ class RowwiseInt8(PlainInt8):
         return self.in_bits(x, dynamic_bits())
 
     def in_bits(self, x: Tensor, bits: int) -> Tensor:
-        wide, top = x.float(), 2 ** (bits - 1) - 1
-        most = largest(wide)
-        sums = torch._int_mm((wide / most * top).round_().to(torch.int8), self.codes.t()).float()
-        return sums.mul_(self.scales.float()).mul_(most / top).to(x.dtype)  # in place: a head's result is large
+        wide = x if x.dtype is torch.float32 else x.float()  # conversions that change nothing would take time, too
+        step = step_of(wide, bits)
+        sums = torch._int_mm((wide / step).round_().to(torch.int8), self.turned).float()
+        sums.mul_(self.scales.float()).mul_(step)  # in place: a head's result is large
+        return sums if x.dtype is torch.float32 else sums.to(x.dtype)
 
 
 class WeightOnlyInt8(PlainInt8):
@@ -207,7 +235,7 @@ class WeightOnlyInt8(PlainInt8):
 
 
 class WeightOnlyInt4(Form):
-    """Int4 weights in groups times bfloat16 activations: `aten._weight_int4pack_mm_for_cpu`.
+    """Int4 weights in groups times bfloat16 activations: `torch._weight_int4pack_mm_for_cpu`.
 
     The kernel computes (code - 8) * scale + offset. It wants N in steps of 16 and bfloat16 scales. A zero point z is
     the offset (8 - z) * scale, which bfloat16 rounds by up to a 64th of a step.
@@ -251,7 +279,7 @@ class WeightOnlyInt4(Form):
         return _in_bfloat16(self, x)
 
     def kernel(self, x: Tensor) -> Tensor:
-        return torch.ops.aten._weight_int4pack_mm_for_cpu(x, self.packed, self.group_size, self.scales)
+        return torch._weight_int4pack_mm_for_cpu(x, self.packed, self.group_size, self.scales)
 
 
 # --- many vectors --------------------------------------------------------------------------------------------
@@ -287,7 +315,8 @@ def _widening_pays(kind: type[Form]) -> bool:
 
 # --- which form ----------------------------------------------------------------------------------------------
 
-KERNELS = (DynamicInt8, RowwiseInt8, WeightOnlyInt8, WeightOnlyInt4)  # of two that take the same, the faster first
+_W8A8 = (RowwiseInt8, DynamicInt8) if torch.cpu._is_avx512_supported() else (DynamicInt8, RowwiseInt8)
+KERNELS = (*_W8A8, WeightOnlyInt8, WeightOnlyInt4)  # of two that take the same, the faster first
 
 
 def set_kernel_path(name: str) -> None:
@@ -336,7 +365,8 @@ def works(kind: type[Form]) -> bool:
             back = form.tensor()
             same = all(torch.equal(getattr(back, part), getattr(q, part)) for part in ("codes", "scales"))
             bits = 8 if issubclass(kind, DynamicInt8 | RowwiseInt8) else None
-            return same and _agree(form.product(_vectors()), Reference(q, bits).product(_vectors()), bits)
+            return same and all(_agree(form.product(x), Reference(q, bits).product(x), bits)
+                                for x in (_vectors(), _vectors()[:1], _vectors()[2:]))
         except (AttributeError, RuntimeError, StopIteration):
             return False
 
