@@ -225,6 +225,13 @@ def test_seven_bits_agree_with_seven_bits(kind):
     assert not torch.equal(kernels.rounded_product(x, q, 7), kernels.rounded_product(x, q, 8))
 
 
+@pytest.mark.parametrize("kind", [k for k in here if TAKEN[k][1]])
+def test_what_is_no_number_stays_none(kind):
+    x = normal(1, 96)
+    x[0, 5] = float("nan")
+    assert kind(quantize(normal(64, 96), 8)).product(x).isnan().all()
+
+
 # --- a kernel that is missing or wrong -----------------------------------------------------------------------
 
 
